@@ -1,0 +1,123 @@
+package rootfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/instar-image/instar/bundle/filetree"
+)
+
+// source opens what a Root's tree describes.
+type source struct{ r *Root }
+
+// leaseWait is how often and how long an open waits for a file server on this
+// machine (Samba, NFS) to give a lease on the file back: the kernel makes it
+// do so within 45 seconds.
+const (
+	leaseTries = 460
+	leaseWait  = 100 * time.Millisecond
+)
+
+func (s source) Open(ctx context.Context, id filetree.ID) (filetree.File, error) {
+	if content, ok := s.r.virtual[id]; ok {
+		return virtualFile{bytes.NewReader(content)}, nil
+	}
+	t := s.r.Tree
+	want := t.Attr(id)
+	for try := 0; ; try++ {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		var fd int
+		err := s.r.dirs.with(t.Parent(id), func(dir int) (err error) {
+			fd, err = openRegular(dir, t.Name(id), &want)
+			return err
+		})
+		if errors.Is(err, unix.EWOULDBLOCK) && try < leaseTries {
+			select {
+			case <-time.After(leaseWait):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("opening %q: %w", t.Path(id), classify(err))
+		}
+		// Doubles the read-ahead; costs nothing when everything is cached.
+		_ = unix.Fadvise(fd, 0, 0, unix.FADV_SEQUENTIAL)
+		return &liveFile{fd: fd, want: want}, nil
+	}
+}
+
+// openRegular opens the regular file that want describes. It looks before it
+// opens, so that devices are not opened and FIFOs' writers not woken, and
+// once more after that.
+func openRegular(dir int, name string, want *filetree.Attr) (int, error) {
+	var st unix.Statx_t
+	if err := statAt(dir, name, &st); err != nil {
+		return -1, err
+	}
+	if !same(&st, want) {
+		return -1, filetree.ErrReplaced
+	}
+	fd, err := openat(dir, name, openFile)
+	if err != nil {
+		return -1, err
+	}
+	if err = statFD(fd, &st); err == nil && !same(&st, want) {
+		err = filetree.ErrReplaced
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func same(st *unix.Statx_t, want *filetree.Attr) bool {
+	return device(st) == want.Dev && st.Ino == want.Ino && uint32(st.Mode)&unix.S_IFMT == want.Type()
+}
+
+// liveFile is a regular file of the volume.
+type liveFile struct {
+	fd   int
+	want filetree.Attr
+}
+
+func (f *liveFile) ReadAt(p []byte, off int64) (int, error) {
+	n := 0
+	for n < len(p) {
+		k, err := retry(func() (int, error) { return unix.Pread(f.fd, p[n:], off+int64(n)) })
+		if err != nil {
+			return n, fmt.Errorf("reading at byte %d: %w", off+int64(n), err)
+		}
+		if k == 0 {
+			return n, io.EOF
+		}
+		n += k
+	}
+	return n, nil
+}
+
+func (f *liveFile) Changed() (bool, error) {
+	var st unix.Statx_t
+	if err := statFD(f.fd, &st); err != nil {
+		return false, err
+	}
+	now := attr(&st)
+	return now.Size != f.want.Size || now.Mtime != f.want.Mtime || now.Ctime != f.want.Ctime, nil
+}
+
+func (f *liveFile) Close() error { return unix.Close(f.fd) }
+
+// virtualFile is content that stands in the image in place of the volume's.
+type virtualFile struct{ *bytes.Reader }
+
+func (virtualFile) Changed() (bool, error) { return false, nil }
+func (virtualFile) Close() error           { return nil }
