@@ -1,0 +1,158 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// newRoot builds the tree of commands.
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "instar",
+		Short: "capture a machine into a bundle on S3-compatible storage, and bring it back",
+		Long: strings.TrimSpace(`
+Instar captures a running machine's root filesystem, straight from the live
+system to S3-compatible storage or a directory, as an EC2 bundle: a signed
+manifest and encrypted parts that ec2-ami-tools and euca2ools open as well. It
+reads each file once, needs no scratch disk and leaves no half-made bundle.
+
+Commands and options are those of ec2-ami-tools and euca2ools. Links to this
+program named ec2-bundle-vol, euca-bundle-vol and so on are those tools
+("instar links DIR" makes them). docs/options.md lists every option of both.`),
+		Example: `  instar bundle-vol --dry-run
+  instar bundle-vol -b images/web-1 -k key.pem -c cert.pem -u 111122223333 --ec2cert ec2.pem
+  instar verify -b images/web-1 -m image.manifest.xml -c cert.pem
+  instar download-and-unbundle -b images/web-1 -m image.manifest.xml -k key.pem -d root.img`,
+		SilenceErrors: true, SilenceUsage: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if strings.HasPrefix(cmd.Name(), cobra.ShellCompRequestCmd) {
+				return nil
+			}
+			return a.begin(cmd)
+		},
+	}
+	p := flags{root.PersistentFlags()}
+	p.SortFlags = false
+	p.yes(&a.batch, "batch", "", "ask nothing: warnings count as answered with yes", ofBoth, "prompts")
+	p.yes(&a.debug, "debug", "", "tell on standard error what is done and how long it takes", ofBoth, "common")
+	p.yes(&a.manual, "manual", "", "show the manual page and exit", ofEC2, "common")
+	p.yes(&a.showVersion, "version", "", "show the version and exit", ofBoth, "common")
+	p.yes(&a.json, "json", "", "results and messages as JSON, one object a line with its message_type; implies --batch", ofUs, "json")
+	p.yes(&a.quiet, "quiet", "", "results, warnings and errors only", ofUs, "common")
+	p.text(&a.configFile, "config", "", "read `FILE` instead of ~/.config/instar/config.yaml", ofUs, "config")
+	p.refuse("debugger", "", "it would start Python's debugger; use --debug", ofEuca, false)
+
+	root.AddCommand(
+		newBundleVol(a), newBundleImage(a), newUploadBundle(a), newBundleAndUpload(a),
+		newDownloadBundle(a), newUnbundle(a), newDownloadAndUnbundle(a), newUnbundleStream(a),
+		newVerify(a), newDeleteBundle(a), newMigrateManifest(a), newMigrateBundle(a),
+		newVersion(a), newLinks(a), newConfig(a), newMan(a), newOptionsTable(a),
+	)
+	root.AddCommand(refusedCommands(a)...)
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return flagError(err)
+	})
+	return root
+}
+
+// flagError makes of pflag's errors a usage error, and of a refused option
+// the reason it is refused.
+func flagError(err error) error {
+	if errors.Is(err, errRefused) {
+		var invalid *pflag.InvalidValueError
+		if errors.As(err, &invalid) {
+			err = errors.Unwrap(invalid)
+		}
+		return &exitError{code: exitUsage, err: err, hint: "docs/options.md lists what works and what is refused."}
+	}
+	return usagef("%w", err)
+}
+
+// expand completes long options that are cut short, as optparse and argparse
+// do: --dest is --destination when nothing else begins like that.
+func expand(cmd *cobra.Command, args []string) []string {
+	var names []string
+	exact := map[string]bool{"help": true}
+	collect := func(f *pflag.Flag) {
+		exact[f.Name] = true
+		if !f.Hidden || f.Annotations[noteRefused] != nil {
+			names = append(names, f.Name)
+		}
+	}
+	cmd.Flags().VisitAll(collect)
+	cmd.InheritedFlags().VisitAll(collect)
+	out := make([]string, 0, len(args))
+	for i, arg := range args {
+		if arg == "--" {
+			return append(out, args[i:]...)
+		}
+		name, value, has := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+		if strings.HasPrefix(arg, "--") && len(name) > 1 && !exact[name] {
+			found := ""
+			for _, n := range names {
+				switch {
+				case !strings.HasPrefix(n, name):
+				case found == "":
+					found = n
+				default:
+					found = "-"
+				}
+			}
+			if found != "" && found != "-" {
+				arg = "--" + found
+				if has {
+					arg += "=" + value
+				}
+			}
+		}
+		out = append(out, arg)
+	}
+	return out
+}
+
+// dispatch finds the command and family a link's name stands for.
+func dispatch(root *cobra.Command, tool string) (string, family) {
+	for prefix, fam := range map[string]family{"ec2-": familyEC2, "euca-": familyEuca, "euimage-": familyEuca} {
+		rest, ok := strings.CutPrefix(tool, prefix)
+		if !ok {
+			continue
+		}
+		switch {
+		case tool == "ec2-ami-tools-version":
+			return "version", fam
+		case prefix == "euimage-":
+			return tool, fam
+		}
+		for _, c := range root.Commands() {
+			if c.Name() == rest {
+				return rest, fam
+			}
+		}
+	}
+	return "", familyInstar
+}
+
+func versionLine(f family) string {
+	own := fmt.Sprintf("instar %s (%s/%s, %s)", version, runtime.GOOS, runtime.GOARCH, runtime.Version())
+	switch f {
+	case familyEC2:
+		return "1.5.3 20071010 as spoken by " + own
+	case familyEuca:
+		return "euca2ools 3.4.1 as spoken by " + own
+	default:
+		return own
+	}
+}
