@@ -1,0 +1,150 @@
+package inject
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// setHostname writes /etc/hostname.
+func (h *hierarchy) setHostname(name string) error {
+	if err := CheckHostname(name); err != nil {
+		return err
+	}
+	return h.WriteFile("/etc/hostname", []byte(name+"\n"), 0o644)
+}
+
+// CheckHostname says why name is no host name (RFC 1123, at most 64 bytes, as
+// the kernel keeps it).
+func CheckHostname(name string) error {
+	if name == "" || len(name) > 64 {
+		return fmt.Errorf("host name %q is empty or longer than 64 bytes", name)
+	}
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || label[0] == '-' || label[len(label)-1] == '-' {
+			return fmt.Errorf("host name %q has an empty label or one that begins or ends with '-'", name)
+		}
+		for _, c := range []byte(label) {
+			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-') {
+				return fmt.Errorf("host name %q has a character other than letters, digits, '-' and '.'", name)
+			}
+		}
+	}
+	return nil
+}
+
+// freshMachineID gives the root a random machine-id (machine-id(5)), also
+// under D-Bus's older name where that is a file of its own.
+func (h *hierarchy) freshMachineID() (string, error) {
+	b := make([]byte, 16)
+	rand.Read(b)
+	// A version 4 UUID, as systemd makes them.
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	id := hex.EncodeToString(b)
+	if err := h.WriteFile("/etc/machine-id", []byte(id+"\n"), 0o444); err != nil {
+		return "", fmt.Errorf("writing a machine-id: %w", err)
+	}
+	const dbus = "/var/lib/dbus/machine-id"
+	if h.IsFile(dbus) {
+		if err := h.WriteFile(dbus, []byte(id+"\n"), 0o644); err != nil {
+			return "", fmt.Errorf("writing D-Bus's machine-id: %w", err)
+		}
+	}
+	return id, nil
+}
+
+// freshHostKeys removes the SSH host keys of the root and makes new ones: of
+// each type that sshd's configuration names, else ed25519 and ecdsa; none if
+// the root has no sshd. RSA is made only where named, for it takes long in a
+// small machine. The public halves are returned.
+func (h *hierarchy) freshHostKeys(comment string) ([]string, error) {
+	dir, err := h.OpenDir("/etc/ssh")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making SSH host keys: %w", err)
+	}
+	names, err := dir.Readdirnames(-1)
+	dir.Close()
+	if err != nil {
+		return nil, fmt.Errorf("making SSH host keys: %w", err)
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n, "ssh_host_") && (strings.HasSuffix(n, "_key") || strings.HasSuffix(n, "_key.pub") || strings.HasSuffix(n, "_key-cert.pub")) {
+			if err := h.Remove("/etc/ssh/" + n); err != nil {
+				return nil, fmt.Errorf("removing the image's SSH host keys: %w", err)
+			}
+		}
+	}
+	conf, err := h.readSSHDConfig()
+	if err != nil {
+		return nil, err
+	}
+	files := conf.hostKeys
+	if len(files) == 0 {
+		files = []string{"/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_ecdsa_key"}
+	}
+	var publics []string
+	for _, f := range files {
+		pub, err := h.makeHostKey(f, comment)
+		if err != nil {
+			return publics, fmt.Errorf("making SSH host key %s: %w", f, err)
+		}
+		if pub != "" {
+			publics = append(publics, pub)
+		}
+	}
+	return publics, nil
+}
+
+func (h *hierarchy) makeHostKey(file, comment string) (string, error) {
+	var private, public any
+	switch base := path.Base(file); {
+	case strings.Contains(base, "ed25519"):
+		pub, priv, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			return "", err
+		}
+		private, public = priv, pub
+	case strings.Contains(base, "ecdsa"):
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return "", err
+		}
+		private, public = k, &k.PublicKey
+	case strings.Contains(base, "rsa"):
+		k, err := rsa.GenerateKey(rand.Reader, 3072)
+		if err != nil {
+			return "", err
+		}
+		private, public = k, &k.PublicKey
+	default:
+		return "", nil // a type OpenSSH no longer knows (dsa), or a name that tells none
+	}
+	block, err := ssh.MarshalPrivateKey(private, comment)
+	if err != nil {
+		return "", err
+	}
+	pub, err := ssh.NewPublicKey(public)
+	if err != nil {
+		return "", err
+	}
+	line := strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(pub)), "\n") + " " + comment
+	if err := h.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+		return "", err
+	}
+	return line, h.WriteFile(file+".pub", []byte(line+"\n"), 0o644)
+}

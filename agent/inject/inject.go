@@ -1,0 +1,297 @@
+// Package inject makes a captured root the root of one instance: SSH keys,
+// hostname, machine-id, SSH host keys, an fstab that cannot stop the boot, and
+// user data.
+//
+// In comes the directory of the root, mounted by the initrd or live, and what
+// is known of the instance; out comes a report of what was done. On the root's
+// disk it touches /etc/hostname, /etc/machine-id, /etc/fstab, /etc/ssh, the
+// login user's authorized_keys and Instar's journal in /var/lib/instar; all
+// else goes to /run. Paths are resolved inside the root and cannot lead out of
+// it; a user's files are written with that user's rights.
+package inject
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/instar-image/instar/agent/inject/journal"
+
+	"github.com/instar-image/instar/agent/inject/inroot"
+)
+
+// Instance is what the metadata says of an instance.
+type Instance struct {
+	ID       string            // instance-id; required
+	Hostname string            // "": the image's own stays
+	User     string            // whose authorized_keys; "": root
+	Keys     []string          // lines for authorized_keys, one key each
+	UserData []byte            // as the metadata server gives it; nil if there is none
+	Facts    map[string]string // for /run/instar/instance.json: no secrets
+}
+
+// Options say where an instance is made.
+type Options struct {
+	Root    string // directory of the root
+	Run     string // directory that is, or will be, the root's /run; "": Root/run
+	Program string // executable that understands "user-data", copied to /run/instar
+	// Present tells whether the device of an fstab entry ("UUID=…",
+	// "/dev/vdb") is there. nil leaves fstab alone.
+	Present func(spec string) bool
+	// RootSpec replaces the device of fstab's root line where that is absent.
+	RootSpec string
+	// Report is told each thing done, as one line without secrets. Warnings,
+	// things that were not done and the boot can do without, come with warn set.
+	Report func(line string, warn bool)
+}
+
+// Result is what Apply did.
+type Result struct {
+	New       bool     // first time for this instance id
+	MachineID string   // of a new instance
+	HostKeys  []string // public SSH host keys made, as in a .pub file
+	KeysAdded int
+	CloudInit bool // cloud-init is in charge of keys, hostname and user data
+}
+
+// identityStep is the journal's name for machine-id and host keys; unlike user
+// data it is repeated when it was interrupted.
+const identityStep = "identity"
+
+// Apply makes the root in o that of the instance. It may be called on every
+// boot: what is once per instance is done once per instance. Its error says
+// what could not be done; what can be done beside that is done nevertheless.
+func Apply(ctx context.Context, o Options, in Instance) (*Result, error) {
+	if err := checkID(in.ID); err != nil {
+		return nil, err
+	}
+	if o.Run == "" {
+		o.Run = o.Root + "/run"
+	}
+	root, err := inroot.Open(o.Root)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	h := &hierarchy{root}
+	a := &application{h: h, o: o, in: in, res: &Result{}}
+	a.res.CloudInit = h.cloudInit()
+	for _, step := range []func() error{a.checkKeys, a.identity, a.hostname, a.fstab, a.keys, a.facts, a.userData} {
+		if err := ctx.Err(); err != nil {
+			return a.res, err
+		}
+		if err := step(); err != nil {
+			a.errs = append(a.errs, err)
+		}
+	}
+	return a.res, errors.Join(a.errs...)
+}
+
+// checkID refuses an instance id that is no plain word: it stands in files.
+func checkID(id string) error {
+	if id == "" || len(id) > 128 {
+		return fmt.Errorf("instance id %q is empty or longer than 128 bytes", id)
+	}
+	for _, c := range []byte(id) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.') {
+			return fmt.Errorf("instance id %q has a character other than letters, digits, '-', '_' and '.'", id)
+		}
+	}
+	return nil
+}
+
+// hierarchy is the root at hand.
+type hierarchy struct{ *inroot.Root }
+
+type application struct {
+	h    *hierarchy
+	o    Options
+	in   Instance
+	res  *Result
+	errs []error
+}
+
+func (a *application) say(warn bool, format string, args ...any) {
+	if a.o.Report != nil {
+		a.o.Report(fmt.Sprintf(format, args...), warn)
+	}
+}
+
+// identity makes the ids that two instances must not share.
+func (a *application) identity() error {
+	j, err := OpenJournal(a.o.Root)
+	if err != nil {
+		return err
+	}
+	defer j.Close()
+	switch j.State(a.in.ID, identityStep) {
+	case journal.Finished:
+		return nil
+	case "":
+		a.res.New = true
+		err = j.Begin(a.in.ID, identityStep)
+	default:
+		a.res.New = true
+		a.say(true, "making the ids of instance %s was interrupted; they are made again", a.in.ID)
+		err = j.Again(a.in.ID, identityStep)
+	}
+	if err != nil {
+		return err
+	}
+	a.res.MachineID, err = a.h.freshMachineID()
+	if err == nil {
+		a.say(false, "fresh machine-id %s", a.res.MachineID)
+		host := a.in.Hostname
+		if host == "" || CheckHostname(host) != nil {
+			host = a.in.ID
+		}
+		a.res.HostKeys, err = a.h.freshHostKeys("root@" + host)
+		for _, k := range a.res.HostKeys {
+			a.say(false, "fresh SSH host key %s", k)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, j.End(a.in.ID, identityStep, true, ""))
+	}
+	return j.End(a.in.ID, identityStep, false, "")
+}
+
+func (a *application) hostname() error {
+	if a.in.Hostname == "" || a.res.CloudInit {
+		return nil
+	}
+	if err := a.h.setHostname(a.in.Hostname); err != nil {
+		return fmt.Errorf("setting the hostname: %w", err)
+	}
+	a.say(false, "hostname %s", a.in.Hostname)
+	return nil
+}
+
+func (a *application) fstab() error {
+	if a.o.Present == nil {
+		return nil
+	}
+	if err := a.h.settleFstab(a.o.Present, a.o.RootSpec, func(s string) { a.say(true, "%s", s) }); err != nil {
+		return fmt.Errorf("settling fstab: %w", err)
+	}
+	return nil
+}
+
+// checkKeys leaves aside what is no plain public key.
+func (a *application) checkKeys() error {
+	var good []string
+	var errs []error
+	for i, k := range a.in.Keys {
+		k = strings.TrimRight(k, "\r\n")
+		if err := CheckKey(k, false); err != nil {
+			errs = append(errs, fmt.Errorf("key %d of the instance: %w", i, err))
+			continue
+		}
+		good = append(good, k)
+	}
+	a.in.Keys = good
+	return errors.Join(errs...)
+}
+
+func (a *application) keys() error {
+	if a.res.CloudInit || len(a.in.Keys) == 0 {
+		return nil
+	}
+	user := a.in.User
+	if user == "" {
+		user = "root"
+	}
+	added, err := a.h.authorize(user, a.in.Keys, func(s string) { a.say(true, "%s", s) })
+	if err != nil {
+		return err
+	}
+	a.res.KeysAdded = added
+	a.say(false, "%d SSH keys for user %s, %d of them new", len(a.in.Keys), user, added)
+	return nil
+}
+
+// Authorize adds lines, keys with or without options, to the authorized_keys
+// of a user of the root directory, with that user's rights and keeping what is
+// there. It reports how many were new; warn is told what may keep sshd from
+// reading them.
+func Authorize(root, user string, lines []string, warn func(string)) (int, error) {
+	for _, l := range lines {
+		if err := CheckKey(l, true); err != nil {
+			return 0, fmt.Errorf("key for user %q: %w", user, err)
+		}
+	}
+	r, err := inroot.Open(root)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	h := &hierarchy{r}
+	return h.authorize(user, lines, warn)
+}
+
+func (a *application) facts() error {
+	facts := map[string]string{"instance-id": a.in.ID}
+	for k, v := range a.in.Facts {
+		facts[k] = v
+	}
+	data, err := json.MarshalIndent(facts, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(a.o.Run, 0o755); err != nil {
+		return err
+	}
+	if err := writeRun(a.o.Run, "instar/instance.json", append(data, '\n'), 0o755, 0o644); err != nil {
+		return fmt.Errorf("writing the instance's facts: %w", err)
+	}
+	return nil
+}
+
+func (a *application) userData() error {
+	if a.res.CloudInit {
+		if err := seedCloudInit(a.o.Run, a.in); err != nil {
+			return err
+		}
+		a.say(false, "cloud-init is installed and stays in charge; its seed is in /run/instar/seed")
+		return nil
+	}
+	if len(a.in.UserData) == 0 {
+		return nil
+	}
+	if !a.h.Exists("/lib/systemd/systemd") && !a.h.Exists("/usr/lib/systemd/systemd") {
+		return errors.New("user data is not run: the image has neither cloud-init nor systemd")
+	}
+	if a.o.Program == "" {
+		return errors.New("user data is not run: no program to run it with")
+	}
+	if err := layUnits(a.o.Run, a.o.Program, a.in); err != nil {
+		return err
+	}
+	a.say(false, "user data of %d bytes handed to instar-user-data.service", len(a.in.UserData))
+	return nil
+}
+
+// OpenJournal opens the journal of a root directory, making /var/lib/instar
+// where it is absent.
+func OpenJournal(root string) (*journal.Journal, error) {
+	h, err := inroot.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	if err := h.Mkdir("/var/lib/instar", 0o700); err != nil {
+		return nil, fmt.Errorf("making the journal's directory: %w", err)
+	}
+	dir, err := h.OpenDir("/var/lib/instar")
+	if err != nil {
+		return nil, fmt.Errorf("opening the journal's directory: %w", err)
+	}
+	defer dir.Close()
+	if err := ownedByRoot(dir); err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	return journal.Open(dir)
+}
