@@ -140,7 +140,7 @@ func (d *dirStore) walk(ctx context.Context, dir, prefix string, yield func(Obje
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	h, err := d.root.Open(dir)
+	h, err := d.root.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			return nil

@@ -157,7 +157,8 @@ func (r *s3Reader) open(octx context.Context) error {
 	if r.pos+n != want {
 		return bad("asked for bytes %d to %d, got %d bytes", r.pos, want, n)
 	}
-	if r.obj.Key != "" && (r.obj.Size != obj.Size || r.obj.ETag != obj.ETag) {
+	// Not every server knows If-Match on GET.
+	if r.etag != "" && r.etag != obj.ETag || r.obj.Key != "" && r.obj.Size != obj.Size {
 		return fail(newError("get", r.s.String(), r.key, ErrChanged, nil))
 	}
 	r.obj, r.end, r.etag = obj, want, obj.ETag

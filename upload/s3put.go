@@ -282,7 +282,9 @@ func (s *s3Store) copyFrom(ctx context.Context, dst string, from *s3Store, src s
 }
 
 func (s *s3Store) copySource(key string) *string {
-	return aws.String(s.bucket + "/" + strings.ReplaceAll(url.PathEscape(s.prefix+key), "%2F", "/"))
+	// Servers decode this as a path or as a query: "+" must not be left to them.
+	esc := strings.NewReplacer("%2F", "/", "+", "%2B").Replace(url.PathEscape(s.prefix + key))
+	return aws.String(s.bucket + "/" + esc)
 }
 
 func retryable(e error) error {
