@@ -226,6 +226,16 @@ func (t *Tree) Target(id ID) []byte {
 // shared between inodes and must not be changed.
 func (t *Tree) Xattrs(id ID) []Xattr { return t.sets[t.inodes.at(int(id)).xattrs] }
 
+// XattrSet is the number of an inode's set of extended attributes: inodes with
+// equal attributes have the same number. It is 0 for none.
+func (t *Tree) XattrSet(id ID) int { return int(t.inodes.at(int(id)).xattrs) }
+
+// XattrSets is the number of sets, the empty one included; numbers run from 0.
+func (t *Tree) XattrSets() int { return len(t.sets) }
+
+// Set is the set with a number, as [Tree.Xattrs] gives it.
+func (t *Tree) Set(n int) []Xattr { return t.sets[n] }
+
 // Data is the map of a regular file's data; nil for a file of size 0.
 func (t *Tree) Data(id ID) sparse.Map {
 	n := t.inodes.at(int(id))
