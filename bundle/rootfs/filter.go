@@ -47,8 +47,9 @@ type filter struct {
 	include  []userPattern
 	exclude  []userPattern
 	never    map[[2]uint64]string
-	neverAt  map[string]string // by path relative to the volume
+	search   *searcher
 	neverPat []pattern
+	swaps    map[string]bool // swap files in use or named by fstab, relative to the volume
 }
 
 // userPattern is a pattern of the options.
@@ -60,7 +61,7 @@ type userPattern struct {
 }
 
 func newFilter(o *Options, volume string) (*filter, error) {
-	f := &filter{never: map[[2]uint64]string{}, neverAt: map[string]string{}}
+	f := &filter{never: map[[2]uint64]string{}, search: newSearcher(), swaps: map[string]bool{}}
 	var err error
 	if f.rules, err = newRuleSet(Rules(), o.NoFilter); err != nil {
 		return nil, err
@@ -170,9 +171,15 @@ func (f *filter) judge(in scope, rel string, a *filetree.Attr) verdict {
 		v := verdict{action: omit, class: Excluded, rule: u.text, why: "excluded by request"}
 		return f.towards(v, rel, dir)
 	}
+	if f.swaps[rel] {
+		return verdict{action: omit, class: Swap, rule: "swap file", why: "swap space holds memory"}
+	}
 	r := f.rules.find(rel, a.Type())
+	if r != nil && (r.Class == Secret || r.Class == Leftover) && isPublished(rel) {
+		r = nil
+	}
 	if r == nil {
-		return verdict{check: f.rules.contentWanted(rel)}
+		return verdict{check: true}
 	}
 	v := verdict{action: omit, class: r.Class, rule: r.Pattern, why: r.Why}
 	switch {
@@ -182,6 +189,15 @@ func (f *filter) judge(in scope, rel string, a *filetree.Attr) verdict {
 		v.action = empty
 	}
 	return f.towards(v, rel, dir)
+}
+
+// addSwaps notes swap files by their absolute paths in the volume.
+func (f *filter) addSwaps(paths []string) {
+	for _, p := range paths {
+		if f.rules.filtering {
+			f.swaps[strings.TrimPrefix(p, "/")] = true
+		}
+	}
 }
 
 // towards lets the walk enter a directory that stays out where something in

@@ -87,7 +87,7 @@ func matchParts(parts []string, rel string) bool {
 }
 
 func matchPart(part, name string) bool {
-	if !strings.ContainsAny(part, `*?[\`) {
+	if !wild(part) {
 		return part == name
 	}
 	// The error was ruled out when the pattern was parsed.
@@ -103,22 +103,4 @@ func matchAny(ps []pattern, rel string) *pattern {
 		}
 	}
 	return nil
-}
-
-// matchUnder tells whether one of the patterns stands for rel or for a
-// directory that rel lies in.
-func matchUnder(ps []pattern, rel string) *pattern {
-	if len(ps) == 0 {
-		return nil
-	}
-	for {
-		if p := matchAny(ps, rel); p != nil {
-			return p
-		}
-		i := strings.LastIndexByte(rel, '/')
-		if i < 0 {
-			return nil
-		}
-		rel = rel[:i]
-	}
 }

@@ -31,6 +31,7 @@ type mount struct {
 	dev  [2]int
 	root string // directory of the filesystem that the mount shows
 	path string // where, relative to the volume; "." for the volume itself
+	at   string // where, as the machine has it
 	src  string // the device, or what stands for it
 	opts string // mount options of the filesystem
 
@@ -100,7 +101,7 @@ func volumeMount(infos []*mountinfo.Info, volume string, id uint64) *mount {
 
 func newMount(i *mountinfo.Info, rel string) *mount {
 	return &mount{
-		id: uint64(i.ID), typ: i.FSType, dev: [2]int{i.Major, i.Minor}, root: i.Root, path: rel, src: i.Source, opts: i.VFSOptions,
+		id: uint64(i.ID), typ: i.FSType, dev: [2]int{i.Major, i.Minor}, root: i.Root, path: rel, at: i.Mountpoint, src: i.Source, opts: i.VFSOptions,
 	}
 }
 

@@ -86,6 +86,17 @@ type Options struct {
 	// the capture's own output. The files found there when the scan begins are
 	// left out under any other name, too.
 	Never []string
+	// Fstab, if not nil, becomes etc/fstab as it is; else FstabKind says what
+	// becomes of it. The old one stays as etc/fstab.old if it is replaced.
+	Fstab     []byte
+	FstabKind FstabKind
+	// RootSpec is what the root's line of etc/fstab shall begin with in the
+	// image ("UUID=…", "LABEL=…"); "" is the UUID of the volume's filesystem,
+	// for an image that keeps it. RootType is its type; "" is ext4.
+	RootSpec, RootType string
+	// GrubConfig, if not nil, becomes boot/grub/menu.lst, and
+	// boot/grub/grub.conf a link to it.
+	GrubConfig []byte
 	// Measure makes omitted directories be walked to learn their size.
 	Measure bool
 	// Report, if not nil, is called now and then during the walk.
@@ -99,6 +110,8 @@ type Root struct {
 	Problems []Problem
 	Notes    []string // what an operator should know: one sentence each
 	Seen     Progress // what went in
+	Fstab    []FstabChange
+	Facts    Facts
 
 	volume  string
 	fd      int
@@ -160,8 +173,17 @@ func (r *Root) scan(ctx context.Context, o *Options) error {
 	if err != nil {
 		return err
 	}
+	if r.Facts, err = gatherFacts(r.fd, mounts.root, mounts.root.at == r.volume); err != nil {
+		r.Notes = append(r.Notes, fmt.Sprintf("what is known of the volume's filesystem is incomplete: %v", err))
+	}
 	w := &walker{ctx: ctx, o: o, root: r, filter: f, mounts: mounts, inodes: newInodeReader(), buf: make([]byte, 64<<10)}
 	w.extra = map[string]map[string]*virtual{".": skeleton(), "dev": classicNodes()}
+	if r.volume == "/" {
+		f.addSwaps(activeSwaps())
+	}
+	if err := w.replaceFiles(); err != nil {
+		return err
+	}
 	return w.walk(&st)
 }
 

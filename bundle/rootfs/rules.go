@@ -34,7 +34,9 @@ type Rule struct {
 // ruleSet finds the rule for a path quickly: most rules have no wildcards.
 type ruleSet struct {
 	paths, names map[string][]*Rule
-	globs        []compiledRule
+	last         map[string][]compiledRule // by their last component, where that has no wildcard
+	dirs         map[string][]compiledRule // by their directory, where only the last component has one
+	globs        []compiledRule            // the others
 	filtering    bool
 }
 
@@ -44,19 +46,32 @@ type compiledRule struct {
 }
 
 func newRuleSet(rules []Rule, noFilter bool) (ruleSet, error) {
-	s := ruleSet{paths: map[string][]*Rule{}, names: map[string][]*Rule{}, filtering: !noFilter}
+	s := ruleSet{
+		paths: map[string][]*Rule{}, names: map[string][]*Rule{},
+		last: map[string][]compiledRule{}, dirs: map[string][]compiledRule{}, filtering: !noFilter,
+	}
 	for i := range rules {
 		r := &rules[i]
 		if noFilter && !r.Always {
 			continue
 		}
 		switch {
-		case strings.ContainsAny(r.Pattern, `*?[\`):
+		case wild(r.Pattern):
 			p, err := parsePattern(r.Pattern)
 			if err != nil {
 				return s, fmt.Errorf("rule of the filter: %w", err)
 			}
-			s.globs = append(s.globs, compiledRule{p, r})
+			c := compiledRule{p, r}
+			n := len(p.parts) - 1
+			dir := strings.Join(p.parts[:n], "/")
+			switch {
+			case !wild(p.parts[n]):
+				s.last[p.parts[n]] = append(s.last[p.parts[n]], c)
+			case !p.anywhere && !wild(dir):
+				s.dirs[dir] = append(s.dirs[dir], c)
+			default:
+				s.globs = append(s.globs, c)
+			}
 		case strings.Contains(r.Pattern, "/"):
 			key := strings.TrimPrefix(r.Pattern, "/")
 			s.paths[key] = append(s.paths[key], r)
@@ -86,32 +101,14 @@ func (s *ruleSet) find(rel string, typ uint32) *Rule {
 			return list[i]
 		}
 	}
-	for i := range s.globs {
-		if c := &s.globs[i]; c.pattern.match(rel) && fits(c.rule) {
-			return c.rule
+	for _, list := range [][]compiledRule{s.last[name], s.dirs[path.Dir(rel)], s.globs} {
+		for i := range list {
+			if c := &list[i]; c.pattern.match(rel) && fits(c.rule) {
+				return c.rule
+			}
 		}
 	}
 	return nil
 }
 
-// contentWanted tells whether the content of a file is to be searched.
-func (s *ruleSet) contentWanted(string) bool { return s.filtering }
-
-// Rules are the rules by which names stay out of an image, in the order in
-// which they are tried: whole paths, whole names, patterns.
-func Rules() []Rule {
-	fixed := func(dir, why string) Rule {
-		return Rule{Pattern: dir, Class: Fixed, Keep: KeepDirectory, Always: true, Why: why}
-	}
-	return []Rule{
-		fixed("/dev", "the kernel fills it; a few classic nodes stand in"),
-		fixed("/proc", "the kernel fills it"),
-		fixed("/sys", "the kernel fills it"),
-		fixed("/run", "holds the state of this boot"),
-		fixed("/var/run", "holds the state of this boot"),
-		fixed("/mnt", "for mounts of other disks"),
-		fixed("/media", "for mounts of other media"),
-		fixed("/tmp", "temporary files"),
-		fixed("/var/tmp", "temporary files"),
-	}
-}
+func wild(s string) bool { return strings.ContainsAny(s, `*?[\`) }

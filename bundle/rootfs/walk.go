@@ -131,7 +131,7 @@ func (w *walker) name(t task, dir int, name, rel string, v *virtual) error {
 		}
 	}
 	if v != nil && !(v.absent && err == 0) {
-		return w.addVirtual(t, name, rel, v, &st, err == 0)
+		return w.addVirtual(dir, name, rel, v, &st, err == 0)
 	}
 	if err != 0 {
 		w.problem(rel, classify(err))
