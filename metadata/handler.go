@@ -151,6 +151,9 @@ type exchange struct {
 func (e *exchange) serve() {
 	h := e.h
 	e.w.Header()["Server"] = h.server
+	if e.r.ContentLength != 0 { // whatever follows a body is not read as a request
+		e.w.Header()["Connection"] = h.closing
+	}
 	if !e.identify() {
 		if !h.allow("") {
 			e.fail(http.StatusTooManyRequests, "rate limit for strangers")

@@ -1,0 +1,320 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/instar-image/instar/metadata"
+)
+
+// Options say how to run. A place to listen at and Metadata.Source are required.
+type Options struct {
+	// Metadata is what the handler serves. Run sets Reporter, and
+	// Neighbours if it is nil.
+	Metadata metadata.Options
+	Listen   []Listen
+	// Activation takes systemd's sockets too, if it hands any over.
+	Activation bool
+	// Admin is where metrics and health are, "127.0.0.1:9254"; "" for nowhere.
+	Admin string
+	// Control is the control socket's path; "" for none.
+	Control string
+	// Reload reads the records anew; nil if the source cannot.
+	Reload func() error
+	// Watch reloads by itself until ctx ends, and calls after each time.
+	Watch func(ctx context.Context, after func(error)) error
+	// AccessLog gets a line of JSON a request; nil for none.
+	AccessLog io.Writer
+	// Log gets what happens to the server itself.
+	Log    zerolog.Logger
+	Limits Limits
+	// Ready is called once requests are served, with the addresses in the
+	// order of Listen, systemd's after them.
+	Ready func([]net.Addr)
+}
+
+// Limits bound what callers can take. The zero value of each is its default.
+type Limits struct {
+	Connections int           // at once, default 16,384
+	PerAddress  int           // at once from one source address, default 64
+	Header      time.Duration // for a request's header, default 5 s
+	Read        time.Duration // for a request, default 10 s
+	Write       time.Duration // for its answer, default 30 s
+	Idle        time.Duration // between requests, default 60 s
+	HeaderBytes int           // default 16,384
+	Grace       time.Duration // to finish what is under way at the end, default 5 s
+}
+
+func (l *Limits) complete() {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	setInt := func(n *int, v int) {
+		if *n == 0 {
+			*n = v
+		}
+	}
+	setInt(&l.Connections, 16384)
+	setInt(&l.PerAddress, 64)
+	set(&l.Header, 5*time.Second)
+	set(&l.Read, 10*time.Second)
+	set(&l.Write, 30*time.Second)
+	set(&l.Idle, time.Minute)
+	setInt(&l.HeaderBytes, 16384)
+	set(&l.Grace, 5*time.Second)
+}
+
+// running is a server at work.
+type running struct {
+	o       Options
+	state   metadata.State
+	metrics *metrics
+	started time.Time
+	specs   []Listen
+	last    reloadResult
+}
+
+// Run serves until ctx ends, then lets what is under way finish. It returns
+// nil after an orderly end.
+func Run(ctx context.Context, o Options) (err error) {
+	o.Limits.complete()
+	if o.Metadata.Source == nil {
+		return errors.New("metadata server: no source of instances")
+	}
+	if o.Metadata.State == nil {
+		o.Metadata.State = metadata.NewState()
+	}
+	if o.Metadata.Neighbours == nil {
+		o.Metadata.Neighbours = Neighbours()
+	}
+	r := &running{o: o, state: o.Metadata.State, started: time.Now()}
+	r.metrics = newMetrics(func() int { return o.Metadata.Source.Instances().Len() })
+	tell := reporters{r.metrics}
+	var access *logBuffer
+	if o.AccessLog != nil {
+		access = newLogBuffer(o.AccessLog)
+		tell = append(tell, accessLog{zerolog.New(access)})
+	}
+	r.o.Metadata.Reporter = tell
+	handler, err := metadata.New(r.o.Metadata)
+	if err != nil {
+		return err
+	}
+
+	var open []io.Closer
+	defer func() {
+		for _, c := range open {
+			c.Close() // a second close says only that it was the second
+		}
+	}()
+	lns, specs, err := r.listeners(ctx)
+	for _, ln := range lns {
+		open = append(open, ln)
+	}
+	if err != nil {
+		return err
+	}
+	r.specs = specs
+	var admin, control net.Listener
+	if o.Admin != "" {
+		if admin, err = (&net.ListenConfig{}).Listen(ctx, "tcp", o.Admin); err != nil {
+			return fmt.Errorf("listening at %s for metrics and health: %w", o.Admin, err)
+		}
+		open = append(open, admin)
+	}
+	if o.Control != "" {
+		if control, err = listenControl(ctx, o.Control); err != nil {
+			return err
+		}
+		open = append(open, control)
+	}
+
+	group, gctx := errgroup.WithContext(ctx)
+	// The log and the helpers outlive ctx until the last answer is given.
+	tail, stopTail := context.WithCancel(context.WithoutCancel(ctx))
+	var tailGroup errgroup.Group
+	if access != nil {
+		tailGroup.Go(func() error { return access.run(tail) })
+	}
+	defer func() {
+		stopTail()
+		if terr := tailGroup.Wait(); terr != nil {
+			err = errors.Join(err, fmt.Errorf("writing the access log: %w", terr))
+		}
+	}()
+
+	g := &gate{total: o.Limits.Connections, each: o.Limits.PerAddress, from: make(map[netip.Addr]int), refused: r.metrics.turned.Inc}
+	srv := r.httpServer(handler)
+	srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		k, ok := c.(*counted)
+		if !ok {
+			return ctx
+		}
+		return metadata.ConnContext(ctx, c, k.spec.Name, k.spec.Interface)
+	}
+	servers := []*http.Server{srv}
+	serve := func(s *http.Server, ln net.Listener) {
+		group.Go(func() error {
+			if err := s.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serving at %s: %w", ln.Addr(), err)
+			}
+			return nil
+		})
+	}
+	for i, ln := range lns {
+		serve(srv, &gated{Listener: ln, spec: specs[i], gate: g})
+	}
+	if admin != nil {
+		s := r.httpServer(r.adminHandler())
+		servers = append(servers, s)
+		serve(s, admin)
+	}
+	if control != nil {
+		s := r.httpServer(r.controlHandler())
+		servers = append(servers, s)
+		serve(s, control)
+	}
+	if o.Watch != nil {
+		group.Go(func() error { return o.Watch(gctx, r.reloaded) })
+	}
+	group.Go(func() error { return r.watchdog(gctx) })
+	group.Go(func() error {
+		<-gctx.Done()
+		return r.stop(servers)
+	})
+	r.ready(lns)
+	return group.Wait()
+}
+
+func (r *running) listeners(ctx context.Context) ([]net.Listener, []Listen, error) {
+	var lns []net.Listener
+	var specs []Listen
+	for _, l := range r.o.Listen {
+		ln, err := l.open(ctx)
+		if err != nil {
+			return lns, nil, err
+		}
+		lns, specs = append(lns, ln), append(specs, l)
+	}
+	if r.o.Activation {
+		more, moreSpecs, err := activated()
+		lns, specs = append(lns, more...), append(specs, moreSpecs...)
+		if err != nil {
+			return lns, nil, err
+		}
+	}
+	if len(lns) == 0 {
+		return nil, nil, errors.New("metadata server: no place to listen at: give --listen 169.254.169.254:80")
+	}
+	return lns, specs, nil
+}
+
+func (r *running) httpServer(h http.Handler) *http.Server {
+	l := r.o.Limits
+	var p http.Protocols
+	p.SetHTTP1(true)
+	return &http.Server{
+		Handler: h, Protocols: &p, DisableGeneralOptionsHandler: true,
+		ReadHeaderTimeout: l.Header, ReadTimeout: l.Read, WriteTimeout: l.Write, IdleTimeout: l.Idle,
+		MaxHeaderBytes: l.HeaderBytes, ErrorLog: stdLog(r.o.Log),
+	}
+}
+
+func (r *running) ready(lns []net.Listener) {
+	addrs := make([]net.Addr, len(lns))
+	for i, ln := range lns {
+		addrs[i] = ln.Addr()
+		r.o.Log.Info().Str("listener", r.specs[i].Name).Str("address", ln.Addr().String()).
+			Str("interface", r.specs[i].Interface).Msg("serving instance metadata")
+	}
+	n := r.o.Metadata.Source.Instances().Len()
+	r.notify(fmt.Sprintf("%s\nSTATUS=serving %d instances", daemon.SdNotifyReady, n))
+	if r.o.Ready != nil {
+		r.o.Ready(addrs)
+	}
+}
+
+// notify tells systemd, where there is one.
+func (r *running) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		r.o.Log.Warn().Err(err).Msg("telling systemd")
+	}
+}
+
+// watchdog keeps systemd's watchdog quiet as long as the source answers.
+func (r *running) watchdog(ctx context.Context) error {
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || every == 0 {
+		return err
+	}
+	tick := time.NewTicker(every / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			r.o.Metadata.Source.Instances()
+			r.notify(daemon.SdNotifyWatchdog)
+		}
+	}
+}
+
+func (r *running) stop(servers []*http.Server) error {
+	r.notify(daemon.SdNotifyStopping)
+	ctx, cancel := context.WithTimeout(context.Background(), r.o.Limits.Grace)
+	defer cancel()
+	var group errgroup.Group
+	for _, s := range servers {
+		group.Go(func() error {
+			if err := s.Shutdown(ctx); err != nil {
+				return s.Close() // the grace is over: whoever is left is cut off
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// adminHandler serves metrics and health.
+func (r *running) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics.registry, promhttp.HandlerOpts{}))
+	// Alive, whatever the records: restarting would not mend those.
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	// Ready, unless the last reload failed and old records are served.
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if _, err := r.last.get(); err != nil {
+			http.Error(w, "the last reload failed; 'instar metadata ctl status' says why", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}
+
+// reloaded notes the result of a reload.
+func (r *running) reloaded(err error) {
+	r.last.set(err)
+	r.metrics.reloaded(err)
+	n := r.o.Metadata.Source.Instances().Len()
+	if err != nil {
+		r.o.Log.Error().Err(err).Int("instances", n).Msg("the records were not reloaded: those of before are served")
+		return
+	}
+	r.notify(fmt.Sprintf("STATUS=serving %d instances", n))
+	r.o.Log.Info().Int("instances", n).Msg("records reloaded")
+}
