@@ -3,7 +3,6 @@ package ext4_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -20,7 +19,7 @@ import (
 )
 
 // walk makes a tree of a directory and remembers where its files are.
-func walk(t testing.TB, root string) (*filetree.Tree, dirSource) {
+func walk(t reporter, root string) (*filetree.Tree, dirSource) {
 	t.Helper()
 	b, err := filetree.NewBuilder(statOf(t, root).Attr, xattrsOf(t, root))
 	check(t, err)
@@ -55,7 +54,7 @@ func walk(t testing.TB, root string) (*filetree.Tree, dirSource) {
 	return b.Tree(), src
 }
 
-func statOf(t testing.TB, path string) filetree.Entry {
+func statOf(t reporter, path string) filetree.Entry {
 	t.Helper()
 	var st unix.Stat_t
 	check(t, unix.Lstat(path, &st))
@@ -88,7 +87,7 @@ func statOf(t testing.TB, path string) filetree.Entry {
 	return e
 }
 
-func xattrsOf(t testing.TB, path string) (xs []filetree.Xattr) {
+func xattrsOf(t reporter, path string) (xs []filetree.Xattr) {
 	t.Helper()
 	buf := make([]byte, 1<<17)
 	n, err := unix.Llistxattr(path, buf)
@@ -152,6 +151,12 @@ func (w *mapWriter) Write(b []byte) (int, error) {
 func image(t testing.TB, p *ext4.Plan, src filetree.Source, report func(ext4.Change)) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "image")
+	writeImage(t, path, p, src, report)
+	return path
+}
+
+func writeImage(t testing.TB, path string, p *ext4.Plan, src filetree.Source, report func(ext4.Change)) {
+	t.Helper()
 	f, err := os.Create(path)
 	check(t, err)
 	defer f.Close()
@@ -162,7 +167,6 @@ func image(t testing.TB, p *ext4.Plan, src filetree.Source, report func(ext4.Cha
 	if left := w.m.Bytes(); left != 0 {
 		t.Fatalf("%d bytes of the map were not written, first %v", left, w.m[0])
 	}
-	return path
 }
 
 func plan(t testing.TB, tree *filetree.Tree, o ext4.Options) *ext4.Plan {
@@ -173,7 +177,7 @@ func plan(t testing.TB, tree *filetree.Tree, o ext4.Options) *ext4.Plan {
 }
 
 // fsck fails the test unless e2fsck finds nothing at all to say.
-func fsck(t testing.TB, image string) {
+func fsck(t reporter, image string) {
 	t.Helper()
 	out, err := exec.Command("e2fsck", "-fn", image).CombinedOutput()
 	lines := 0
@@ -199,7 +203,7 @@ func mount(t testing.TB, image string, options ...string) string {
 	return dir
 }
 
-func run(t testing.TB, name string, args ...string) string {
+func run(t reporter, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
@@ -208,11 +212,18 @@ func run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-func check(t testing.TB, err error) {
+// reporter is what testing.TB and rapid.T have in common.
+type reporter interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Failed() bool
+}
+
+func check(t reporter, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
-
-var _ = fmt.Sprint

@@ -104,9 +104,11 @@ func deviceFits(major, minor uint32) bool { return major < 1<<12 && minor < 1<<2
 // storedDevice encodes a device number in the old form where it fits.
 func storedDevice(major, minor uint32) (b [60]byte) {
 	le := binary.LittleEndian
-	if major < 256 && minor < 256 {
+	switch {
+	case !deviceFits(major, minor):
+	case major < 256 && minor < 256:
 		le.PutUint32(b[:], major<<8|minor)
-	} else {
+	default:
 		le.PutUint32(b[4:], minor&0xff|major<<8|minor&^0xff<<12)
 	}
 	return b

@@ -127,6 +127,11 @@ func (t *table) tree(n *diskInode, id filetree.ID) {
 		t.uses[n.set]++
 		n.xattr = c.run(1).start
 		n.blocks++
+		if s.values > 0 { // counted with each inode, though shared
+			for _, x := range packSet(p.t.Set(n.set)).values {
+				n.blocks += blocksOf(int64(len(x.value)))
+			}
+		}
 	}
 	switch a.Type() {
 	case unix.S_IFREG:
