@@ -3,6 +3,7 @@ package rootfs
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"strings"
 
@@ -145,6 +146,20 @@ func (f *filter) addNever(paths []string, volume string) error {
 		}
 	}
 	return nil
+}
+
+// neverIn lets the files to be left out be recognised in a snapshot, where
+// they have another device number.
+func (f *filter) neverIn(dev uint64, snapshot int) {
+	var st unix.Statx_t
+	if statFD(snapshot, &st) != nil {
+		return
+	}
+	for key, p := range maps.Clone(f.never) {
+		if key[0] == dev {
+			f.never[[2]uint64{device(&st), key[1]}] = p
+		}
+	}
 }
 
 // judge decides on the name rel in a directory of the given scope.

@@ -73,6 +73,29 @@ func newMountTable(infos []*mountinfo.Info, volume string, rootID uint64, all bo
 	return t, nil
 }
 
+// within gives the table of a view of the volume, mounted at merged: what
+// shows a mount of t shares its fate.
+func (t *mountTable) within(infos []*mountinfo.Info, merged string, all bool, leftOut func(string) bool) (*mountTable, error) {
+	v := &mountTable{byID: map[uint64]*mount{}, byPath: map[string]*mount{}}
+	for _, i := range infos {
+		rel, ok := beneath(merged, i.Mountpoint)
+		if !ok {
+			continue
+		}
+		m := newMount(i, rel)
+		if old := t.byPath[rel]; old != nil {
+			m.typ, m.src, m.use, m.class, m.why = old.typ, old.src, old.use, old.class, old.why
+		} else {
+			v.judge(m, all, leftOut)
+		}
+		v.add(m)
+	}
+	if v.root = v.byPath["."]; v.root == nil {
+		return nil, fmt.Errorf("the view at %s is gone", merged)
+	}
+	return v, nil
+}
+
 // volumeMount finds the mount that volume lies in; its root is the directory
 // of the filesystem that volume is.
 func volumeMount(infos []*mountinfo.Info, volume string, id uint64) *mount {

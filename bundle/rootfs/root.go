@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -97,6 +98,10 @@ type Options struct {
 	// GrubConfig, if not nil, becomes boot/grub/menu.lst, and
 	// boot/grub/grub.conf a link to it.
 	GrubConfig []byte
+	// Snapshot says whether the volume is read from a snapshot.
+	Snapshot SnapshotKind
+	// Script, if not nil, is run before the walk and may change the image.
+	Script *Script
 	// Measure makes omitted directories be walked to learn their size.
 	Measure bool
 	// Report, if not nil, is called now and then during the walk.
@@ -109,12 +114,15 @@ type Root struct {
 	LeftOut  []Omission // in the order they were found
 	Problems []Problem
 	Notes    []string // what an operator should know: one sentence each
-	Seen     Progress // what went in
+	Seen     Progress // how much the walk saw
 	Fstab    []FstabChange
 	Facts    Facts
 
 	volume  string
-	fd      int
+	live    int // handle of the volume
+	fd      int // handle of what is walked in its place
+	snap    *snapshot
+	view    *overlay
 	dirs    *dirCache
 	virtual map[filetree.ID][]byte
 }
@@ -131,11 +139,11 @@ func Scan(ctx context.Context, o Options) (*Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := retry(func() (int, error) { return unix.Open(volume, openDir, 0) })
+	live, err := retry(func() (int, error) { return unix.Open(volume, openDir, 0) })
 	if err != nil {
 		return nil, fmt.Errorf("opening the volume %s: %w", volume, err)
 	}
-	r := &Root{volume: volume, fd: fd, virtual: map[filetree.ID][]byte{}}
+	r := &Root{volume: volume, live: live, fd: live, virtual: map[filetree.ID][]byte{}}
 	if err := r.scan(ctx, &o); err != nil {
 		return nil, errors.Join(fmt.Errorf("scanning %s: %w", volume, err), r.Close())
 	}
@@ -162,7 +170,7 @@ func (r *Root) scan(ctx context.Context, o *Options) error {
 		return err
 	}
 	var st unix.Statx_t
-	if err := statFD(r.fd, &st); err != nil {
+	if err := statFD(r.live, &st); err != nil {
 		return err
 	}
 	infos, err := mountinfo.GetMounts(nil)
@@ -173,13 +181,16 @@ func (r *Root) scan(ctx context.Context, o *Options) error {
 	if err != nil {
 		return err
 	}
-	if r.Facts, err = gatherFacts(r.fd, mounts.root, mounts.root.at == r.volume); err != nil {
+	if r.Facts, err = gatherFacts(r.live, mounts.root, mounts.root.at == r.volume); err != nil {
 		r.Notes = append(r.Notes, fmt.Sprintf("what is known of the volume's filesystem is incomplete: %v", err))
+	}
+	if r.volume == "/" {
+		f.addSwaps(activeSwaps())
 	}
 	w := &walker{ctx: ctx, o: o, root: r, filter: f, mounts: mounts, inodes: newInodeReader(), buf: make([]byte, 64<<10)}
 	w.extra = map[string]map[string]*virtual{".": skeleton(), "dev": classicNodes()}
-	if r.volume == "/" {
-		f.addSwaps(activeSwaps())
+	if err := w.quiesce(&st); err != nil {
+		return err
 	}
 	if err := w.replaceFiles(); err != nil {
 		return err
@@ -187,19 +198,64 @@ func (r *Root) scan(ctx context.Context, o *Options) error {
 	return w.walk(&st)
 }
 
+// quiesce decides what is walked: a snapshot, the view a script has changed,
+// or the volume as it lives. st becomes that of the walked root.
+func (w *walker) quiesce(st *unix.Statx_t) error {
+	r, o := w.root, w.o
+	switch {
+	case o.Script != nil:
+		view, err := runScript(w.ctx, o.Script, r.volume, w.mounts)
+		if err != nil {
+			return err
+		}
+		r.view, r.fd = view, view.fd
+		if w.mounts, err = w.mounts.within(view.infos, view.merged, o.All, w.filter.leavesOut); err != nil {
+			return err
+		}
+		if err := w.filter.addNever([]string{view.scratch}, r.volume); err != nil {
+			return err
+		}
+		r.Notes = append(r.Notes, "read live: files that change meanwhile are named, but no moment in time is captured")
+	case o.Snapshot == SnapshotAuto && isSubvolume(w.mounts.root.typ, st):
+		swept, err := sweepSnapshots(r.live, time.Now().Unix())
+		for _, name := range swept {
+			r.Notes = append(r.Notes, "deleted the snapshot "+name+" that an interrupted capture left")
+		}
+		if err == nil {
+			r.snap, err = takeSnapshot(r.live)
+		}
+		if err != nil {
+			r.Notes = append(r.Notes, fmt.Sprintf("read live, since no snapshot could be taken: %v", err))
+			return nil
+		}
+		w.filter.neverIn(device(st), r.snap.fd)
+		r.fd = r.snap.fd
+		r.Notes = append(r.Notes, "read from a btrfs snapshot: the volume as it was at one moment")
+	default:
+		r.Notes = append(r.Notes, "read live: files that change meanwhile are named, but no moment in time is captured")
+		return nil
+	}
+	return statFD(r.fd, st)
+}
+
 // Source opens the content of the tree's files until the Root is closed. It
 // may be used by several goroutines at once.
 func (r *Root) Source() filetree.Source { return source{r} }
 
-// Close releases the volume.
+// Close releases the volume and deletes what was made to read it: the
+// snapshot, the script's view.
 func (r *Root) Close() error {
+	var errs []error
 	if r.dirs != nil {
 		r.dirs.close()
 	}
-	if err := unix.Close(r.fd); err != nil {
-		return os.NewSyscallError("close", err)
+	if r.snap != nil {
+		errs = append(errs, r.snap.close())
 	}
-	return nil
+	if r.view != nil {
+		errs = append(errs, r.view.close())
+	}
+	return errors.Join(append(errs, os.NewSyscallError("close", unix.Close(r.live)))...)
 }
 
 func mountID(st *unix.Statx_t) uint64 {

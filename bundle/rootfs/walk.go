@@ -33,6 +33,7 @@ type task struct {
 	scope scope
 	mount uint64 // the mount it is in, 0 if unknown
 	real  bool   // it exists in the volume
+	live  bool   // it is read from the volume though the rest comes from a snapshot
 }
 
 func (w *walker) walk(st *unix.Statx_t) error {
@@ -142,12 +143,19 @@ func (w *walker) name(t task, dir int, name, rel string, v *virtual) error {
 		w.leaveOut(Omission{Path: rel, Class: Unstorable, Why: "the name is longer than 255 bytes"}, dir, &st)
 		return nil
 	}
-	child := task{mount: mountID(&st), real: true}
+	child := task{real: true, live: t.live}
 	if m, crossed := w.crossing(t, rel, &st); crossed {
 		if !m.use {
 			return w.mountPoint(&e, m, rel)
 		}
+		if w.root.snap != nil && !t.live && e.Type() == unix.S_IFDIR {
+			return w.graft(&e, rel, t.scope)
+		}
 	}
+	if w.root.snap != nil && !t.live && e.Type() == unix.S_IFDIR && st.Ino == btrfsEmptyDir {
+		return w.graft(&e, rel, t.scope)
+	}
+	child.mount = mountID(&st)
 	if e.Type() != unix.S_IFDIR && st.Nlink > 1 {
 		if id := w.b.Linked(e.Dev, e.Ino); id != filetree.None && w.filter.linkable(t.scope, rel) {
 			return w.add(&filetree.Entry{Name: name, Link: id}, rel, nil, false)
@@ -259,7 +267,7 @@ func (w *walker) add(e *filetree.Entry, rel string, child *task, links bool) err
 // crossing tells whether a name leads into another mount than its directory is in.
 func (w *walker) crossing(t task, rel string, st *unix.Statx_t) (*mount, bool) {
 	id := mountID(st)
-	if id == 0 || t.mount == 0 { // before Linux 5.8
+	if id == 0 || t.mount == 0 || w.root.snap != nil && !t.live { // before Linux 5.8, or nothing is mounted in a snapshot
 		m := w.mounts.byPath[rel]
 		return m, m != nil
 	}
@@ -281,6 +289,43 @@ func (w *walker) mountPoint(e *filetree.Entry, m *mount, rel string) error {
 	w.root.LeftOut = append(w.root.LeftOut, o)
 	a := filetree.Attr{Mode: mountPointMode(e.Type(), rel), Mtime: w.b.Peek().Attr(filetree.Root).Mtime}
 	return w.add(&filetree.Entry{Name: e.Name, Link: filetree.None, Attr: a}, rel, &task{}, false)
+}
+
+// graft adds a directory that a snapshot of the volume does not hold: another
+// mount, or a subvolume. It is read live.
+func (w *walker) graft(e *filetree.Entry, rel string, in scope) error {
+	v := w.filter.judge(in, rel, &filetree.Attr{Mode: unix.S_IFDIR})
+	if v.action != keep && !v.descend {
+		o := v.omission(rel)
+		o.Bytes, o.Files = -1, -1
+		w.root.LeftOut = append(w.root.LeftOut, o)
+		if v.action == contents {
+			return w.add(e, rel, &task{}, false)
+		}
+		return nil
+	}
+	fd, err := openPath(w.root.live, rel)
+	if err != nil {
+		w.problem(rel, classify(err))
+		return w.add(e, rel, nil, false)
+	}
+	defer unix.Close(fd)
+	var st unix.Statx_t
+	if err := statFD(fd, &st); err != nil {
+		w.problem(rel, err)
+		return w.add(e, rel, nil, false)
+	}
+	e.Attr = attr(&st)
+	if err := w.inodes.opened(e, fd, &st); err != nil {
+		w.problem(rel, err)
+	}
+	if err := w.add(e, rel, &task{scope: v.scope, mount: mountID(&st), real: true, live: true}, false); err != nil {
+		return err
+	}
+	id := w.todo[len(w.todo)-1].id
+	w.root.dirs.grafts[id] = func() (int, error) { return openPath(w.root.live, rel) }
+	w.root.Notes = append(w.root.Notes, display(rel)+" is not part of the snapshot and read live")
+	return nil
 }
 
 // mountPointMode is the mode of what a mount hides, as distributions make it.
