@@ -15,6 +15,9 @@ package upload
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
+	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"time"
@@ -138,20 +141,33 @@ func PutBytes(ctx context.Context, s Store, key string, data []byte, o PutOption
 	return s.Put(ctx, key, bytes.NewReader(data), int64(len(data)), o)
 }
 
-// GetBytes reads a whole object of at most limit bytes; [ErrTooLarge] if it
-// has more.
+// GetBytes reads a whole object of at most limit bytes ([ErrTooLarge] if it has
+// more) and checks it against the store's digest where there is one; content
+// that stays wrong is [ErrCorrupt].
 func GetBytes(ctx context.Context, s Store, key string, limit int64) ([]byte, Object, error) {
+	for try := 1; ; try++ {
+		b, o, err := getBytes(ctx, s, key, limit)
+		if err == nil || try == corruptTries || !errors.Is(err, ErrCorrupt) {
+			return b, o, err
+		}
+	}
+}
+
+func getBytes(ctx context.Context, s Store, key string, limit int64) ([]byte, Object, error) {
 	r, o, err := s.Get(ctx, key, GetOptions{})
 	if err != nil {
 		return nil, o, err
 	}
 	defer r.Close()
 	if o.Size > limit {
-		return nil, o, newError("get", s.String(), key, ErrTooLarge, nil)
+		return nil, o, newError("get", s.String(), key, ErrTooLarge, fmt.Errorf("%d bytes, at most %d are read", o.Size, limit))
 	}
 	b := make([]byte, o.Size)
 	if _, err := io.ReadFull(r, b); err != nil {
 		return nil, o, newError("get", s.String(), key, nil, err)
+	}
+	if sum := md5.Sum(b); o.MD5 != nil && !bytes.Equal(sum[:], o.MD5) {
+		return nil, o, newError("get", s.String(), key, ErrCorrupt, fmt.Errorf("MD5 is %x, should be %x", sum, o.MD5))
 	}
 	return b, o, nil
 }
