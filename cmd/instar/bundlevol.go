@@ -15,7 +15,7 @@ type bundleVolOptions struct {
 	size, volume, fstab               string
 	generateFstab                     bool
 	grubConfig, partition, script     string
-	cloneOnly, dryRun                 bool
+	cloneOnly, dryRun, replace        bool
 	fs, label, uuid, scratch          string
 	strays                            []string
 }
@@ -76,6 +76,7 @@ has expanded -e DIR/*.`, `
 	f.text(&o.destination, "destination", "d", "put the bundle into `DIR`; default /tmp (as euca-bundle-vol: a new directory)", ofBoth, test)
 	completeFiles(cmd, "destination")
 	f.yes(&o.noSizeChecks, "no-size-checks", "", "say nothing about images over 10 GiB, which old clouds refuse", ofEC2, test)
+	f.yes(&o.replace, "replace", "", "with --bucket: replace a bundle of the same name", ofUs, "bundle-vol-upload")
 	o.storage.add(a, cmd, ofUs, "bundle-vol-upload", short{token: true})
 	o.storage.addACL(cmd, ofUs, "bundle-vol-upload")
 	return cmd

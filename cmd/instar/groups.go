@@ -86,7 +86,7 @@ func (o *storage) add(a *app, cmd *cobra.Command, of origin, test string, s shor
 		also("security-token", "", of&ofEuca)
 	f.text(&o.caCert, "ca-cert", "", "trust the certificate authorities in `FILE` (PEM) for the endpoint", ofUs, test)
 	completeFiles(cmd, "ca-cert", "pem", "crt")
-	f.yes(&o.retry, "retry", "", "try failed requests again for longer, up to 10 times (always at least 5)", of, test)
+	f.yes(&o.retry, "retry", "", "try failed requests up to 15 times; without it 8 times", of, test)
 	f.add(sigVersion{&o.sigv}, "sigv", "", "signature `VERSION`: 4", of&^ofEuca, "TestRefused")
 	complete(cmd, "sigv", "4")
 	f.size(&o.rate, "limit-rate", "", "move at most `BYTES` a second, with k, m or g", ofUs, test)

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/instar-image/instar/agent/capture"
+	"github.com/instar-image/instar/bundle/disk"
+	"github.com/instar-image/instar/bundle/ec2"
+	"github.com/instar-image/instar/bundle/ext4"
+	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/bundle/rootfs"
+	"github.com/instar-image/instar/metadata/imds"
+	"github.com/instar-image/instar/upload"
+)
+
+// libraryCode is the exit code for errors of the libraries, 0 for others.
+func libraryCode(err error) int {
+	is := func(targets ...error) bool {
+		for _, t := range targets {
+			if errors.Is(err, t) {
+				return true
+			}
+		}
+		return false
+	}
+	var (
+		object  *upload.Error
+		objects *upload.DeleteError
+		small   *ext4.TooSmallError
+	)
+	switch {
+	case is(upload.ErrBucketElsewhere):
+		return exitLocation
+	case is(upload.ErrKey):
+		return exitUsage
+	case errors.As(err, &objects), errors.As(err, &object):
+		return exitS3
+	case is(ec2.ErrSignature, ec2.ErrUnsigned, ec2.ErrDigest, ec2.ErrSize, ec2.ErrTruncated):
+		return exitTrust
+	case is(imds.ErrUnreachable, imds.ErrRefused, imds.ErrNotFound):
+		return exitMetadata
+	case is(ec2.ErrFormat, ec2.ErrTooNew, ec2.ErrTooOld, ec2.ErrEncrypted, ec2.ErrKey, ec2.ErrLimit, ec2.ErrOption),
+		is(keys.ErrNotFound, keys.ErrPassphrase, keys.ErrNotRSA, keys.ErrWeak, keys.ErrSeveral, keys.ErrMismatch, keys.ErrMalformed, keys.ErrTooLarge),
+		is(capture.ErrImageSize, capture.ErrOption, rootfs.ErrNoMatch, disk.ErrSize, disk.ErrKind, ext4.ErrOptions, ext4.ErrTooLarge),
+		errors.As(err, &small):
+		return exitUsage
+	case is(fs.ErrNotExist, fs.ErrExist):
+		return exitFile
+	}
+	// whatever else reading and writing brings is a failure of the pipeline
+	var (
+		path  *fs.PathError
+		link  *os.LinkError
+		call  *os.SyscallError
+		errno syscall.Errno
+	)
+	if errors.As(err, &path) || errors.As(err, &link) || errors.As(err, &call) || errors.As(err, &errno) {
+		return exitUsage
+	}
+	return 0
+}
