@@ -213,7 +213,7 @@ func TestEveryKindOnEveryFilesystem(t *testing.T) {
 				}
 				return err
 			}))
-			if len(paths) < 40 {
+			if len(paths) < 34 {
 				t.Fatalf("only %d files", len(paths))
 			}
 			for _, path := range paths {

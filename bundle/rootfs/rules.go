@@ -63,7 +63,7 @@ func newRuleSet(rules []Rule, noFilter bool) (ruleSet, error) {
 			}
 			c := compiledRule{p, r}
 			n := len(p.parts) - 1
-			dir := strings.Join(p.parts[:n], "/")
+			dir := path.Join(append([]string{"."}, p.parts[:n]...)...)
 			switch {
 			case !wild(p.parts[n]):
 				s.last[p.parts[n]] = append(s.last[p.parts[n]], c)

@@ -82,9 +82,9 @@ func (w *walker) directory(t task) error {
 			w.problem(dir, fmt.Errorf("reading the directory: %w", err))
 		}
 	}
-	extra := w.extra[dir]
+	extra, found := w.extra[dir], names
 	for name := range extra {
-		if _, found := slices.BinarySearch(names, name); !found {
+		if _, ok := slices.BinarySearch(found, name); !ok {
 			names = append(names, name)
 		}
 	}
