@@ -5,7 +5,8 @@ import (
 	"errors"
 )
 
-var errACL = errors.New("not a POSIX ACL as the kernel gives it")
+// ErrACL is the error of a [Warning] about an access control list that is left out.
+var ErrACL = errors.New("not a POSIX ACL as the kernel gives it")
 
 // storedACL turns an access control list from the form of the xattr
 // system.posix_acl_* (include/uapi/linux/posix_acl_xattr.h, version 2) into
@@ -14,7 +15,7 @@ var errACL = errors.New("not a POSIX ACL as the kernel gives it")
 func storedACL(v []byte) ([]byte, error) {
 	le := binary.LittleEndian
 	if len(v) < 4 || le.Uint32(v) != 2 || (len(v)-4)%8 != 0 {
-		return nil, errACL
+		return nil, ErrACL
 	}
 	const userObj, user, groupObj, group, mask, other = 1, 2, 4, 8, 16, 32
 	out := le.AppendUint32(nil, 1)
@@ -25,7 +26,7 @@ func storedACL(v []byte) ([]byte, error) {
 		case userObj, groupObj, mask, other:
 			out = append(out, v[:4]...)
 		default:
-			return nil, errACL
+			return nil, ErrACL
 		}
 	}
 	return out, nil

@@ -38,7 +38,7 @@ func (g *geometry) uninit(group int64) bool {
 	return group*groupBlocks >= g.end && group < g.groups-1
 }
 
-// blockBitmap fills b with the bitmap of a group. It sets full if all bits are set.
+// blockBitmap fills b with the block bitmap of a group.
 func (g *geometry) blockBitmap(b []byte, group int64) {
 	clear(b)
 	g.used(group, func(from, to int64) { setBits(b, from, to) })

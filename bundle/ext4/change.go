@@ -76,8 +76,9 @@ func (c *Change) String() string {
 // full: the file's names stay in the image and lead to an empty file.
 var ErrKept = errors.New("kept as an empty file, for lost+found is full")
 
-// errCrumbled is the Err of an unreadable file whose readable parts are too many.
-var errCrumbled = errors.New("too many unreadable places: readable parts between them were given up")
+// ErrCrumbled is in the Err of a [Change] of kind Unreadable if readable parts of
+// the file were given up because the image has no room to describe them all.
+var ErrCrumbled = errors.New("too many pieces: readable parts between them were given up")
 
 // damage is what reading made of the files, as far as it matters to the image.
 type damage struct {
@@ -133,7 +134,11 @@ func (d *damage) add(id filetree.ID, f *fileDamage, start int64) bool {
 			break
 		}
 		whole = false
-		f.bad = joinNearest(f.bad)
+		if len(f.bad) > 1 {
+			f.bad = joinNearest(f.bad)
+		} else { // nothing kept: no more extents than planned
+			f.bad = []run{{0, blocksOf(d.p.fileSize(id))}}
+		}
 	}
 	d.files[id] = f
 	return whole

@@ -64,7 +64,7 @@ func (l *lister) names(dir filetree.ID) iter.Seq2[[]byte, filetree.ID] {
 // planDirs finds the number of blocks and of subdirectories of each directory.
 func (p *Plan) planDirs() error {
 	if p.lost == filetree.None && p.t.Find("lost+found") != filetree.None {
-		return fmt.Errorf("%w: /lost+found is not a directory", ErrOptions)
+		return fmt.Errorf("%w: it must be left out of the image or renamed", ErrLostFound)
 	}
 	for i := range p.t.Len() {
 		id := filetree.ID(i)
@@ -97,6 +97,9 @@ func (p *Plan) planDirs() error {
 		switch {
 		case linear == 1 || id == p.lost:
 			// lost+found is never indexed: e2fsck wants room in it that it finds without.
+			if linear > 30_000 { // its extents, with those of the spare blocks, fit in the inode
+				return fmt.Errorf("%w: directory %q has too many names", ErrTooLarge, p.t.Path(id))
+			}
 			d.blocks = uint32(linear)
 		default:
 			ix.build(again, id)

@@ -62,9 +62,10 @@ func hasSuper(g int64) bool {
 	return false
 }
 
-// newGeometry sets all sizes for a filesystem of so many blocks; a runt of a
-// last group is dropped, as mke2fs does.
-func newGeometry(blocks, inodes, journal int64) geometry {
+// newGeometry sets all sizes for a filesystem of so many blocks, with the
+// inodes wanted, or at least those it must have. A runt of a last group is
+// dropped, as mke2fs does.
+func newGeometry(blocks, want, must, journal int64) geometry {
 	g := geometry{blocks: blocks, journal: journal}
 	for {
 		g.groups = ceilDiv(g.blocks, groupBlocks)
@@ -75,7 +76,8 @@ func newGeometry(blocks, inodes, journal int64) geometry {
 			most := min(g.blocks*1024, math.MaxUint32)
 			g.rgdt = min(ceilDiv(ceilDiv(most, groupBlocks), descs)-g.gdt, BlockSize/4)
 		}
-		g.ipg = max(ceilDiv(ceilDiv(inodes, g.groups), 16)*16, 16)
+		g.ipg = min(ceilDiv(want, g.groups), groupBlocks)
+		g.ipg = max(ceilDiv(max(g.ipg, ceilDiv(must, g.groups)), 16)*16, 16)
 		rest := g.blocks % groupBlocks
 		overhead := 2 + g.tableLen() + 50
 		if hasSuper(g.groups - 1) {
@@ -255,12 +257,12 @@ func (g *geometry) free() int64 {
 }
 
 // candidate makes a placed geometry, or ok = false if it cannot hold the tree.
-func (p *Plan) candidate(blocks, inodes int64, o *Options) (g geometry, ok bool) {
+func (p *Plan) candidate(blocks, want, must int64, o *Options) (g geometry, ok bool) {
 	journal := o.JournalBlocks
 	if journal == 0 {
 		journal = defaultJournal(blocks)
 	}
-	g = newGeometry(blocks, inodes, journal)
+	g = newGeometry(blocks, want, must, journal)
 	if g.ipg > groupBlocks || g.inodes() > math.MaxUint32 || blocks < 2048 {
 		return g, false
 	}
@@ -292,7 +294,7 @@ func (p *Plan) smallest(headroom int64, comfortable bool, o *Options) (geometry,
 		if !comfortable {
 			want = must
 		}
-		g, ok := p.candidate(blocks, want, o)
+		g, ok := p.candidate(blocks, want, must, o)
 		lack := int64(step)
 		switch {
 		case ok && g.blocks == blocks:
@@ -301,7 +303,7 @@ func (p *Plan) smallest(headroom int64, comfortable bool, o *Options) (geometry,
 				return g, nil
 			}
 		case g.ipg > groupBlocks:
-			lack = ceilDiv(want, groupBlocks)*groupBlocks - groupBlocks - blocks + step
+			lack = ceilDiv(must, groupBlocks)*groupBlocks - groupBlocks - blocks + step
 		case g.end > blocks:
 			lack = g.end - blocks
 		}
@@ -335,8 +337,8 @@ func (p *Plan) fit(o Options) error {
 	blocks := o.Size / BlockSize
 	want, must := p.inodeCounts(blocks, &o)
 	var ok bool
-	if p.g, ok = p.candidate(blocks, want, &o); !ok {
-		p.g, ok = p.candidate(blocks, must, &o)
+	if p.g, ok = p.candidate(blocks, want, must, &o); !ok {
+		p.g, ok = p.candidate(blocks, must, must, &o)
 	}
 	if !ok {
 		o.ReservedPercent = -1

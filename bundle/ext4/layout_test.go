@@ -100,8 +100,15 @@ func TestGrow(t *testing.T) {
 		from, to string
 		mounted  bool
 	}{
-		{"64M", "200M", false}, {"64M", "5G", false}, {"1G", "70G", false}, {"500M", "60M", false},
-		{"64M", "200M", true}, {"64M", "5G", true}, {"1G", "70G", true}, {"130M", "100G", true}, {"10G", "1T", true},
+		{"64M", "200M", false},
+		{"64M", "5G", false},
+		{"1G", "70G", false},
+		{"500M", "60M", false},
+		{"64M", "200M", true},
+		{"64M", "5G", true},
+		{"1G", "70G", true},
+		{"130M", "100G", true},
+		{"10G", "1T", true},
 	} {
 		t.Run(fmt.Sprintf("%s to %s mounted=%v", tt.from, tt.to, tt.mounted), func(t *testing.T) {
 			p := plan(t, tree, ext4.Options{Size: bytesOf(tt.from)})
@@ -262,7 +269,20 @@ func TestTooSmall(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := plan(t, tree, ext4.Options{Size: small.Need})
-	fsck(t, image(t, p, &memSource{t: tree}, nil))
+	img := image(t, p, &memSource{t: tree}, nil)
+	fsck(t, img)
+	dir := mount(t, img)
+	f, err := os.Create(filepath.Join(dir, "one more"))
+	check(t, err)
+	for err == nil {
+		_, err = f.Write(make([]byte, 1<<16))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Error(err)
+	}
+	check(t, f.Close())
+	check(t, unix.Unmount(dir, 0))
+	fsck(t, img)
 	if _, err := ext4.NewPlan(tree, ext4.Options{Size: small.Need - mib}); !errors.As(err, &small) {
 		t.Errorf("one MiB less than needed: %v", err)
 	}

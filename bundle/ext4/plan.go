@@ -63,8 +63,9 @@ type Options struct {
 
 // Errors of [NewPlan].
 var (
-	ErrOptions  = errors.New("invalid filesystem option")
-	ErrTooLarge = errors.New("filesystem too large")
+	ErrOptions   = errors.New("invalid filesystem option")
+	ErrTooLarge  = errors.New("filesystem too large")
+	ErrLostFound = errors.New("/lost+found is not a directory")
 )
 
 // TooSmallError is returned by [NewPlan] for an [Options.Size] that cannot hold the tree.
@@ -125,7 +126,7 @@ type Plan struct {
 }
 
 // NewPlan plans an image of a tree. It fails with a [TooSmallError], an error
-// wrapping [ErrTooLarge] or, for what cannot be asked for, [ErrOptions].
+// wrapping [ErrTooLarge] or [ErrLostFound] or, for what cannot be asked for, [ErrOptions].
 func NewPlan(t *filetree.Tree, o Options) (*Plan, error) {
 	switch {
 	case len(o.Label) > 16:

@@ -44,8 +44,12 @@ func (c *contents) file(id filetree.ID) error {
 		if r.size != size {
 			r.lose(blocksOf(r.size), blocksOf(size))
 		}
-		if !c.damage.add(id, &fileDamage{size: r.size, bad: r.bad}, start) {
-			r.change.Err = errors.Join(r.change.Err, errCrumbled)
+		d := &fileDamage{size: r.size, bad: r.bad}
+		if !c.damage.add(id, d, start) {
+			r.change = Change{Kind: Unreadable, Off: d.bad[0].start * BlockSize, Err: errors.Join(r.change.Err, ErrCrumbled)}
+			for _, b := range d.bad {
+				r.change.Lost += max(min((b.start+b.n)*BlockSize, size)-b.start*BlockSize, 0)
+			}
 		}
 	}
 	if r.change.Kind != 0 {

@@ -268,6 +268,9 @@ func (p *Plan) xattrBlock(b []byte, set, nr int, at int64) {
 
 // inodeXattrs fills the end of an inode.
 func (p *Plan) inodeXattrs(b []byte, set int) {
+	if set == 0 {
+		return
+	}
 	if packed := packSet(p.t.Set(set)); len(packed.inode) > 0 {
 		binary.LittleEndian.PutUint32(b, xattrMagic)
 		p.encodeXattrs(b[4:], packed.inode, 0, 0, false)
