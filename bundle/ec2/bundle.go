@@ -273,7 +273,7 @@ func newPipeline(o BundleOptions, img Image, m *Manifest, key, iv BlockKey, sink
 		p.member.mode = 0o644
 	}
 	p.header = p.member.header()
-	p.digits = digitsFor(p.worstCase(), p.naming)
+	p.digits = digitsFor(p.worstCase()/int64(p.partSize)+1, p.naming)
 	if longest := partName(img.Name, 0, p.digits); len(longest) > 255 {
 		return nil, fail(ErrOption, "bundle name", "%q is too long for names of parts", img.Name)
 	}
@@ -281,11 +281,10 @@ func newPipeline(o BundleOptions, img Image, m *Manifest, key, iv BlockKey, sink
 	return p, nil
 }
 
-// worstCase is how many parts there are if nothing can be compressed.
+// worstCase is how many bytes the parts have if nothing can be compressed.
 func (p *pipeline) worstCase() int64 {
 	raw := p.member.archiveSize(len(p.header))
-	packed := (raw/memberSize+1)*int64(memberBound(memberSize)) + aes.BlockSize
-	return packed/int64(p.partSize) + 1
+	return raw/memberSize*int64(memberBound(memberSize)) + int64(memberBound(int(raw%memberSize))) + aes.BlockSize
 }
 
 func (p *pipeline) run(ctx context.Context) error {
@@ -480,15 +479,13 @@ func (c *partCutter) write(b []byte) error {
 	return nil
 }
 
-// grown makes room for n more bytes. Buffers grow by doubling up to exactly
-// the part size, so that a small image does not take a large buffer.
+// grown makes room for n more bytes: all a part needs at once, unless the
+// whole bundle is smaller than that.
 func (c *partCutter) grown(n int) []byte {
 	if len(c.buf)+n <= cap(c.buf) {
 		return c.buf
 	}
-	b := make([]byte, len(c.buf), min(c.p.partSize, max(2*cap(c.buf), len(c.buf)+n, 1<<20)))
-	copy(b, c.buf)
-	return b
+	return make([]byte, 0, min(int64(c.p.partSize), c.p.worstCase()))
 }
 
 func (c *partCutter) flush() error {

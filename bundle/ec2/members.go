@@ -18,7 +18,7 @@ import (
 const (
 	// memberSize is what a member inflates to. Each member starts without
 	// history; at 2 MiB that costs 0.3 % of size, below 512 KiB over 1 %.
-	memberSize = 2 << 20
+	memberSize = 1 << 20
 
 	memberHeader  = 10 + 2 + 4 + 8
 	memberTrailer = 8
@@ -28,7 +28,7 @@ const (
 )
 
 // level is the deflate level. See BenchmarkBundle for the figures behind it.
-const level = 5
+const level = 6
 
 var memberMagic = []byte{0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 3, 12, 0, 'I', 's', 8, 0}
 
