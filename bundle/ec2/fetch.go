@@ -115,10 +115,10 @@ func (f *fetcher) part(ctx context.Context, i int, buf []byte) (*fetched, error)
 
 func (f *fetcher) read(ctx context.Context, r io.Reader, name string, buf []byte) (p *fetched, digest SHA1, err error) {
 	sum := sha1.New()
-	p = &fetched{}
+	got := &fetched{}
 	defer func() {
 		if err != nil {
-			p.close()
+			got.close()
 		}
 	}()
 	// No part may be longer than all of them together are said to be.
@@ -137,16 +137,16 @@ func (f *fetcher) read(ctx context.Context, r io.Reader, name string, buf []byte
 		n, err := r.Read(buf[len(buf) : len(buf)+readPiece])
 		sum.Write(buf[len(buf) : len(buf)+n])
 		buf = buf[:len(buf)+n]
-		p.size += int64(n)
-		if p.size > limit {
+		got.size += int64(n)
+		if got.size > limit {
 			return nil, digest, fail(ErrSize, objPart(name), "is longer than the whole bundle, %d bytes by its manifest", limit)
 		}
 		end := errors.Is(err, io.EOF)
 		if err != nil && !end {
 			return nil, digest, fmt.Errorf("reading part %q: %w", name, err)
 		}
-		if p.file != nil || int64(len(buf)) > f.inMemory {
-			if err := f.spool(p, buf); err != nil {
+		if got.file != nil || int64(len(buf)) > f.inMemory {
+			if err := f.spool(got, buf); err != nil {
 				return nil, digest, err
 			}
 			buf = buf[:0]
@@ -156,11 +156,11 @@ func (f *fetcher) read(ctx context.Context, r io.Reader, name string, buf []byte
 		}
 	}
 	sum.Sum(digest[:0])
-	p.buf = buf
-	if p.file == nil {
-		p.mem = buf
+	got.buf = buf
+	if got.file == nil {
+		got.mem = buf
 	}
-	return p, digest, nil
+	return got, digest, nil
 }
 
 func (f *fetcher) spool(p *fetched, b []byte) (err error) {
