@@ -211,6 +211,7 @@ func (c *dirCache) close() {
 // into those of package filetree.
 func classify(err error) error {
 	switch {
+	case errors.Is(err, filetree.ErrVanished), errors.Is(err, filetree.ErrReplaced):
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESTALE):
 		return fmt.Errorf("%w: %w", filetree.ErrVanished, err)
 	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO):

@@ -243,8 +243,11 @@ func (w *walker) quiesce(st *unix.Statx_t) error {
 func (r *Root) Source() filetree.Source { return source{r} }
 
 // Close releases the volume and deletes what was made to read it: the
-// snapshot, the script's view.
+// snapshot, the script's view. Closing again does nothing.
 func (r *Root) Close() error {
+	if r.live < 0 {
+		return nil
+	}
 	var errs []error
 	if r.dirs != nil {
 		r.dirs.close()
@@ -255,7 +258,9 @@ func (r *Root) Close() error {
 	if r.view != nil {
 		errs = append(errs, r.view.close())
 	}
-	return errors.Join(append(errs, os.NewSyscallError("close", unix.Close(r.live)))...)
+	errs = append(errs, os.NewSyscallError("close", unix.Close(r.live)))
+	r.live, r.fd = -1, -1
+	return errors.Join(errs...)
 }
 
 func mountID(st *unix.Statx_t) uint64 {

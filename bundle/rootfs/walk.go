@@ -135,7 +135,7 @@ func (w *walker) name(t task, dir int, name, rel string, v *virtual) error {
 		return w.addVirtual(dir, name, rel, v, &st, err == 0)
 	}
 	if err != 0 {
-		w.problem(rel, classify(err))
+		w.problem(rel, err)
 		return nil
 	}
 	e := filetree.Entry{Name: name, Link: filetree.None, Attr: attr(&st)}
@@ -200,7 +200,7 @@ func (w *walker) inspect(e *filetree.Entry, dir int, rel string, check bool, st 
 		}
 		var fd int
 		if fd, err = openat(dir, e.Name, flags); err != nil {
-			err = fmt.Errorf("its content cannot be read: %w", classify(err))
+			err = fmt.Errorf("its content cannot be read: %w", err)
 			break
 		}
 		defer unix.Close(fd)
@@ -306,7 +306,7 @@ func (w *walker) graft(e *filetree.Entry, rel string, in scope) error {
 	}
 	fd, err := openPath(w.root.live, rel)
 	if err != nil {
-		w.problem(rel, classify(err))
+		w.problem(rel, err)
 		return w.add(e, rel, nil, false)
 	}
 	defer unix.Close(fd)
@@ -342,7 +342,7 @@ func mountPointMode(typ uint32, rel string) uint32 {
 }
 
 func (w *walker) problem(rel string, err error) {
-	w.root.Problems = append(w.root.Problems, Problem{rel, err})
+	w.root.Problems = append(w.root.Problems, Problem{rel, classify(err)})
 }
 
 // leaveOut notes an omission of a name in dir.
@@ -364,7 +364,7 @@ func readlink(dir int, name string) (string, error) {
 	buf := make([]byte, 4096)
 	n, err := retry(func() (int, error) { return unix.Readlinkat(dir, name, buf) })
 	if err != nil {
-		return "", fmt.Errorf("reading the symbolic link: %w", classify(err))
+		return "", fmt.Errorf("reading the symbolic link: %w", err)
 	}
 	if n == 0 {
 		return "", fmt.Errorf("reading the symbolic link: %w", unix.ENOENT)
