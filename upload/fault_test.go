@@ -60,7 +60,7 @@ func operations(t *testing.T) []operation {
 	big := storetest.Bytes(3, 5<<20+1000)
 	files, fetches := []upload.File{}, []upload.Fetch{}
 	src := t.TempDir()
-	for i := range 4 {
+	for i := range 2 {
 		name := fmt.Sprintf("img.part.%d", i)
 		if err := os.WriteFile(filepath.Join(src, name), storetest.Bytes(uint64(i), 40_000+i), 0o644); err != nil {
 			t.Fatal(err)
@@ -141,13 +141,13 @@ func operations(t *testing.T) []operation {
 		}, nil},
 
 		{"delete", uploadAll, func(ctx context.Context, t *testing.T, s upload.Store) error {
-			return s.Delete(ctx, files[0].Key, files[1].Key, "none")
+			return s.Delete(ctx, files[0].Key, "none")
 		}, func(t *testing.T, s upload.Store, done bool) {
 			n := 0
 			for range s.List(t.Context(), "") {
 				n++
 			}
-			if done && n != 2 || n < 2 {
+			if done && n != 1 || n < 1 {
 				t.Errorf("%d objects are left", n)
 			}
 		}},
@@ -197,10 +197,13 @@ func operations(t *testing.T) []operation {
 
 // everyFault lets every request of every operation go wrong in every way: for
 // each it goes on to the next request until none is left to meet the fault.
-func everyFault(t *testing.T, base upload.Options, faults []s3fault.Fault) {
+func everyFault(t *testing.T, base upload.Options, faults []s3fault.Fault, ops ...string) {
 	var runs, given atomic.Int32
 	t.Run("", func(t *testing.T) {
 		for _, op := range operations(t) {
+			if len(ops) > 0 && !slices.Contains(ops, op.name) {
+				continue
+			}
 			t.Run(op.name, func(t *testing.T) {
 				t.Parallel()
 				p := s3fault.New(base.Endpoint)
@@ -291,11 +294,12 @@ func unfinished(t *testing.T, o upload.Options, bucket string) []string {
 	return left
 }
 
-// applied are the faults whose requests reach the server; in the others' case
-// one server is as good as another.
-func applied() []s3fault.Fault {
-	return slices.DeleteFunc(s3fault.All(), func(f s3fault.Fault) bool { return !f.Applied() })
-}
+// Faults whose requests do not reach the server, and damage to what it has no
+// part in, are the same for all servers. These are about what a server does
+// when it is asked again.
+var asked = []s3fault.Fault{s3fault.LostReply, s3fault.ResetBody, s3fault.Shorter, s3fault.StallReply, s3fault.WrongETag, s3fault.MissingETag, s3fault.Applied500}
+
+var repeated = []string{"put-new", "put-exists", "stream", "delete", "copy", "download"}
 
 func TestFaultsFakeS3(t *testing.T) {
 	t.Parallel()
@@ -304,10 +308,10 @@ func TestFaultsFakeS3(t *testing.T) {
 
 func TestFaultsMinIO(t *testing.T) {
 	t.Parallel()
-	everyFault(t, serverOptions(servers.MinIO(t)), applied())
+	everyFault(t, serverOptions(servers.MinIO(t)), asked, repeated...)
 }
 
 func TestFaultsVersity(t *testing.T) {
 	t.Parallel()
-	everyFault(t, serverOptions(servers.Versity(t)), applied())
+	everyFault(t, serverOptions(servers.Versity(t)), asked, repeated...)
 }
