@@ -1,0 +1,3 @@
+package imds
+
+func sdkMain() int { return 0 }
