@@ -63,7 +63,7 @@ type Options struct {
 type Timeouts struct {
 	Connect time.Duration // TCP and TLS together; default 15 s
 	Stall   time.Duration // a body must move at least MinBytes in this much waiting; default 30 s
-	Reply   time.Duration // from the request's last byte (a bodyless one's beginning) to the reply's first; default 2 min
+	Reply   time.Duration // from the request's last byte to the reply's first; default 2 min
 	// MinBytes per Stall period; default 4096, so that a transfer that only
 	// trickles is begun anew. At least 1.
 	MinBytes int64

@@ -157,22 +157,17 @@ func (s *s3Store) attempts(ctx context.Context, op, key string, f func(ctx conte
 	err := s.opt.Retry.do(ctx, s.opt.OnRetry, func(ctx context.Context, _ int) error {
 		actx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		err := s.haveCredentials(actx, op, key)
-		if err == nil {
-			err = f(actx, last)
-		}
+		err := f(actx, last)
 		if err == nil {
 			return nil
 		}
 		e := s.classify(actx, op, key, err)
-		// Credentials that ended early are asked for anew, once. A HEAD's
-		// refusal has no code: it may be this, or the clock, which the SDK
-		// has now learnt.
-		if (e.Code == "ExpiredToken" || e.Status == http.StatusForbidden && e.Code == "") && !expired {
+		// Credentials that ended early are asked for anew, once.
+		if e.Code == "ExpiredToken" && !expired {
 			if c, ok := s.creds.(interface{ Invalidate() }); ok {
 				c.Invalidate()
+				e.retry, expired = true, true
 			}
-			e.retry, expired = true, true
 		}
 		if last != nil {
 			e.unclear = e.unclear || last.unclear
@@ -187,22 +182,4 @@ func (s *s3Store) attempts(ctx context.Context, op, key string, f func(ctx conte
 		return e
 	}
 	return newError(op, s.String(), key, nil, err)
-}
-
-// haveCredentials asks the chain for credentials, which it caches, so that
-// their lack is told from a refused request.
-func (s *s3Store) haveCredentials(ctx context.Context, op, key string) error {
-	if s.opt.Anonymous {
-		return nil
-	}
-	_, err := s.creds.Retrieve(ctx)
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return newError(op, s.String(), key, nil, context.Cause(ctx))
-	}
-	e := newError(op, s.String(), key, ErrCredentials, innermost(err))
-	e.Advice = "give an access key and secret key, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or run on an instance with a role"
-	return e
 }

@@ -125,7 +125,7 @@ func (s *s3Store) byReply(e *Error, re *smithyhttp.ResponseError) {
 		e.Kind = ErrUnsupported
 	case e.Status == http.StatusInsufficientStorage:
 		e.Kind = ErrNoSpace
-	case e.Status == http.StatusExpectationFailed, e.Status == http.StatusTooManyRequests, e.Status == http.StatusRequestTimeout, e.Status >= 500:
+	case e.Status == http.StatusTooManyRequests, e.Status == http.StatusRequestTimeout, e.Status >= 500:
 		e.retry = true
 	case e.Status == http.StatusTemporaryRedirect:
 		e.Kind, e.retry = ErrBucketElsewhere, true

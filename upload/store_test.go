@@ -2,7 +2,6 @@ package upload_test
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"net/http/httptest"
 	"sync/atomic"
@@ -18,12 +17,7 @@ import (
 	"github.com/instar-image/instar/upload/storetest"
 )
 
-// TestMain lets many tests wait at a time: most of them wait for timeouts.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	flag.Set("test.parallel", "16")
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // quick repeats without the pauses an operator's network needs.
 var quick = upload.Retry{Attempts: 4, Base: time.Millisecond, Max: 5 * time.Millisecond}

@@ -16,6 +16,7 @@ type bundleVolOptions struct {
 	generateFstab                     bool
 	grubConfig, partition, script     string
 	cloneOnly, dryRun, replace        bool
+	noSnapshot                        bool
 	fs, label, uuid, scratch          string
 	strays                            []string
 }
@@ -69,6 +70,7 @@ has expanded -e DIR/*.`, `
 	f.text(&o.label, "label", "", "`LABEL` of the filesystem; default the captured one's", ofUs, test)
 	f.text(&o.uuid, "uuid", "", "`UUID` of the filesystem, or new; default the captured one's", ofUs, test)
 	f.text(&o.scratch, "scratch", "", "make scratch files in `DIR`; default $TMPDIR or /var/tmp", ofUs, test)
+	f.yes(&o.noSnapshot, "no-snapshot", "", "read the live tree even where a btrfs snapshot is possible", ofUs, test)
 	f.yes(&o.dryRun, "dry-run", "", "only tell what would stay out and why, and how big the image would be", ofUs, test)
 	f.yes(&o.cloneOnly, "clone-only", "", "make the image DIR/NAME, no bundle", ofEC2, test)
 	o.identity.add(cmd, ofBoth, test)

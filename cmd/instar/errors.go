@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"syscall"
 
 	"github.com/instar-image/instar/agent/capture"
@@ -56,8 +57,9 @@ func libraryCode(err error) int {
 		link  *os.LinkError
 		call  *os.SyscallError
 		errno syscall.Errno
+		child *exec.ExitError // --script, mkfs
 	)
-	if errors.As(err, &path) || errors.As(err, &link) || errors.As(err, &call) || errors.As(err, &errno) {
+	if errors.As(err, &child) || errors.As(err, &path) || errors.As(err, &link) || errors.As(err, &call) || errors.As(err, &errno) {
 		return exitUsage
 	}
 	return 0

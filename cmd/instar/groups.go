@@ -65,6 +65,10 @@ type short struct{ access, secret, token bool }
 
 func (o *storage) add(a *app, cmd *cobra.Command, of origin, test string, s short) {
 	f := flagsOf(cmd)
+	regionOf := of
+	if of == ofUs {
+		regionOf = ofEuca // bundle-vol's only option of these that euca2ools has
+	}
 	letter := func(free bool, l string) string {
 		if free {
 			return l
@@ -74,7 +78,7 @@ func (o *storage) add(a *app, cmd *cobra.Command, of origin, test string, s shor
 	f.text(&o.bucket, "bucket", "b", "`BUCKET[/PREFIX]`, or a URL s3://BUCKET/PREFIX or file:///DIRECTORY", of, test)
 	f.text(&o.url, "url", "", "`URL` of the S3 service; file:///DIR keeps buckets as directories of DIR", of, test).
 		also("", "U", of&ofEuca)
-	f.text(&a.region, "region", "", "`REGION` requests are signed for; USER@REGION also picks euca2ools' settings", of, test)
+	f.text(&a.region, "region", "", "`REGION` requests are signed for; USER@REGION also picks euca2ools' settings", regionOf, test)
 	f.text(&o.accessKey, "access-key", letter(s.access, "a"), "S3 access `KEY`", of&^ofEuca, test).
 		also("access-key-id", "I", of&ofEuca)
 	f.text(&o.secretKey, "secret-key", letter(s.secret, "s"), "S3 secret `KEY`; others can see it in ps(1) for a moment: better --secret-key-file, or AWS_SECRET_ACCESS_KEY", of, test)

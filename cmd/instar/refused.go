@@ -16,7 +16,7 @@ func refusals() []refusal {
 		"run 'instar bundle-vol -b BUCKET/PREFIX' inside the machine"
 	const packs = "the .euimage format was a technology preview of Eucalyptus; " +
 		"move an image as a bundle: 'instar bundle-and-upload-image' and 'instar download-and-unbundle'"
-	service := []string{"--region", "--debug", "--debugger", "--version", "-U --url", "-I --access-key-id", "-S --secret-key", "--security-token"}
+	service := []string{"-h --help", "--region", "--debug", "--debugger", "--version", "-U --url", "-I --access-key-id", "-S --secret-key", "--security-token"}
 	return []refusal{
 		{
 			"install-image",
@@ -38,8 +38,8 @@ func refusals() []refusal {
 		},
 		{"describe-bundle-tasks", tasks, append([]string{"--filter", "--show-empty-fields"}, service...)},
 		{"cancel-bundle-task", tasks, append([]string{"--show-empty-fields"}, service...)},
-		{"euimage-pack-image", packs, []string{"--debug", "--debugger", "--version"}},
-		{"euimage-describe-pack", packs, []string{"--debug", "--debugger", "--version"}},
+		{"euimage-pack-image", packs, []string{"-h --help", "--debug", "--debugger", "--version"}},
+		{"euimage-describe-pack", packs, []string{"-h --help", "--debug", "--debugger", "--version"}},
 		{
 			"euimage-install-pack", packs,
 			append([]string{"--profile", "--privatekey", "--cert", "--ec2cert", "--user", "-b --bucket", "--location", "--kernel", "--ramdisk", "--ec2-url"}, service...),

@@ -88,6 +88,9 @@ func expand(cmd *cobra.Command, args []string) []string {
 	var names []string
 	exact := map[string]bool{"help": true}
 	collect := func(f *pflag.Flag) {
+		if exact[f.Name] {
+			return
+		}
 		exact[f.Name] = true
 		if !f.Hidden || f.Annotations[noteRefused] != nil {
 			names = append(names, f.Name)

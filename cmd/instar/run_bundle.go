@@ -176,14 +176,3 @@ func runBundleAndUpload(ctx context.Context, a *app, o *bundleAndUploadOptions) 
 func (a *app) showRemoved(key string) {
 	a.ui.Say("removed %s, which an earlier run had left", key)
 }
-
-// ownFiles are paths that must never be in a capture: keys, and what is made.
-func ownFiles(p *party, dirs ...string) []string {
-	never := append([]string{}, p.paths...)
-	for _, d := range dirs {
-		if d != "" {
-			never = append(never, d)
-		}
-	}
-	return never
-}

@@ -42,6 +42,9 @@ func runUpload(ctx context.Context, a *app, o *uploadOptions) error {
 	if err := need(o.manifest, "--manifest"); err != nil {
 		return err
 	}
+	if err := need(a.setting("store", "--bucket", o.bucket), "--bucket"); err != nil {
+		return err
+	}
 	if err := isFile(o.manifest, "--manifest"); err != nil {
 		return err
 	}
@@ -299,7 +302,7 @@ func runDelete(ctx context.Context, a *app, o *deleteOptions) error {
 			parts = append(parts, k)
 		}
 	}
-	keys := append([]string{name}, parts...)
+	keys := append([]string{name}, slices.DeleteFunc(parts, func(k string) bool { return k == name })...)
 	if !o.yes && a.family != familyEuca {
 		for _, k := range keys {
 			a.ui.Say("  %s/%s", store, k)
@@ -367,10 +370,14 @@ func (a *app) doomed(ctx context.Context, o *deleteOptions, store upload.Store) 
 		// is still to be removed: an upload may have been interrupted.
 		switch {
 		case errors.Is(err, upload.ErrNotExist):
-			if left, lerr := capture.StoredParts(ctx, store, bundle); lerr != nil || len(left) == 0 {
+			left, lerr := capture.StoredParts(ctx, store, bundle)
+			if lerr == nil && o.versions {
+				left, lerr = oldVersions(ctx, store, name, bundle)
+			}
+			if lerr != nil || len(left) == 0 {
 				return "", "", nil, err
 			}
-			err = nil
+			parts, err = left, nil
 		case err != nil && libraryCode(err) != exitS3:
 			a.ui.Warn(fmt.Sprintf("%s cannot be read, removing what is called like its parts: %v", name, err), nil)
 			err = nil
@@ -386,6 +393,24 @@ func (a *app) doomed(ctx context.Context, o *deleteOptions, store upload.Store) 
 		}
 	}
 	return name, bundle, parts, nil
+}
+
+// oldVersions are the objects of a bundle of which some version is kept.
+func oldVersions(ctx context.Context, store upload.Store, manifest, bundle string) ([]string, error) {
+	v, ok := store.(upload.Versioner)
+	if !ok {
+		return nil, nil
+	}
+	var keys []string
+	for ver, err := range v.Versions(ctx, bundle+".") {
+		if err != nil {
+			return nil, asS3(err)
+		}
+		if (ver.Key == manifest || capture.IsPart(ver.Key, bundle)) && !slices.Contains(keys, ver.Key) {
+			keys = append(keys, ver.Key)
+		}
+	}
+	return keys, nil
 }
 
 // remove deletes objects, the manifest before all others, and deals with the

@@ -77,8 +77,12 @@ func runBundleVol(ctx context.Context, a *app, o *bundleVolOptions) error {
 		return err
 	}
 	defer done()
-	plan.Root.Never = append(plan.Root.Never, ownFiles(p)...)
-	if dir != "" {
+	plan.Root.Never = append(plan.Root.Never, p.paths...)
+	if dir == "" {
+		if _, storeDir, err := a.storeURL(&o.storage, a.conf.Get("store").Text); err == nil && storeDir != "" {
+			plan.Root.Never = append(plan.Root.Never, storeDir)
+		}
+	} else {
 		base := filepath.Join(dir, name)
 		plan.Root.Never = append(plan.Root.Never, base+".part.*", base+".manifest.xml", filepath.Join(dir, "."+name+".partial-*"))
 	}
@@ -155,6 +159,18 @@ func (a *app) volumePlan(o *bundleVolOptions) (*capture.VolumeOptions, error) {
 	}
 	if plan.UUID, err = parseUUID(o.uuid); err != nil {
 		return nil, err
+	}
+	if o.noSnapshot {
+		plan.Root.Snapshot = rootfs.SnapshotNone
+	}
+	if o.scratch == "" {
+		o.scratch = a.tempDir()
+	}
+	if o.script != "" {
+		if err := isFile(o.script, "--script"); err != nil {
+			return nil, err
+		}
+		plan.Root.Script = &rootfs.Script{Path: o.script, Dir: o.scratch, Stdout: a.stderr, Stderr: a.stderr}
 	}
 	return plan, o.bootFiles(a, &plan.Root)
 }

@@ -168,7 +168,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rep := p.instead(f, r)
-	if f.Applied() {
+	if f.applied() {
 		if rep, err = p.forward(r, body); err != nil {
 			rep = errorReply(502, "BadGateway", err.Error())
 		}
