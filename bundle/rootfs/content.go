@@ -121,18 +121,25 @@ func isCode(name string) bool {
 type searcher struct {
 	findings []finding
 	buf      []byte
+
+	dir                 string // the directory of the file looked at last
+	published, packaged bool
 }
 
 func newSearcher() *searcher { return &searcher{findings: findings()} }
 
 // wanted tells how many bytes of a file are to be searched, 0 for none.
-func wanted(rel string, size int64) int64 {
+func (s *searcher) wanted(rel string, size int64) int64 {
+	if size == 0 || size > maxKeyLike {
+		return 0
+	}
+	if dir := rel[:strings.LastIndexByte(rel, '/')+1]; dir != s.dir {
+		s.dir, s.published, s.packaged = dir, isPublished(dir), inPackage(dir)
+	}
 	switch {
-	case size == 0 || size > maxKeyLike:
+	case s.published:
 		return 0
-	case isPublished(rel):
-		return 0
-	case size <= maxSearched && !inPackage(rel), keyLike(path.Base(rel)) && !isCode(rel):
+	case size <= maxSearched && !s.packaged, keyLike(path.Base(rel)) && !isCode(rel):
 		return size
 	}
 	return 0
@@ -152,7 +159,7 @@ func (s *searcher) look(fd int, rel string, a *filetree.Attr) *finding {
 	if a.UID == 0 && a.Mode&0o077 == 0 && a.Size >= minSwap && isSwap(fd) {
 		return &finding{class: Swap, why: "swap space holds memory", text: "signature of mkswap"}
 	}
-	size := wanted(rel, a.Size)
+	size := s.wanted(rel, a.Size)
 	if size == 0 {
 		return nil
 	}

@@ -75,9 +75,13 @@ func zoo(t *testing.T, dir, typ string) {
 	must(t, unix.Chmod(at("zoo/none"), 0))
 	must(t, unix.Chmod(at("zoo/sub"), 0o1777))
 	for _, x := range []struct{ path, name, value string }{
-		{"zoo/xattr", "user.one", "1"}, {"zoo/xattr", "user.empty", ""}, {"zoo/xattr", "trusted.two", strings.Repeat("2", 700)},
+		{"zoo/xattr", "user.one", "1"},
+		{"zoo/xattr", "user.empty", ""},
+		{"zoo/xattr", "trusted.two", strings.Repeat("2", 700)},
 		{"zoo/caps", "security.capability", "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"},
-		{"zoo/sub", "user.dir", "d"}, {"zoo/link", "trusted.link", "l"}, {"zoo/fifo", "trusted.fifo", "f"},
+		{"zoo/sub", "user.dir", "d"},
+		{"zoo/link", "trusted.link", "l"},
+		{"zoo/fifo", "trusted.fifo", "f"},
 	} {
 		if err := unix.Lsetxattr(at(x.path), x.name, []byte(x.value), 0); err != nil {
 			t.Fatalf("setting %s of %s: %v", x.name, x.path, err)

@@ -142,9 +142,23 @@ func TestPattern(t *testing.T) {
 		pat, rel string
 		want     bool
 	}{
-		{"/a/b", "a/b", true}, {"a/b", "a/b", true}, {"a/b/", "a/b", true}, {"/a", "x/a", false}, {"a", "x/a", true}, {"*.x", "d/e.x", true}, {"/*.x", "d/e.x", false},
-		{"/a/*", "a/b/c", false}, {"/a/**", "a/b/c", true}, {"/a/**/c", "a/c", true}, {"/a/**/c", "a/b/b/c", true}, {"**/.ssh/id_*", "root/.ssh/id_x", true}, {"**/.ssh/id_*", ".ssh/id_x", true},
-		{"/a/[bc]?", "a/bx", true}, {"/a/[bc]?", "a/dx", false}, {`/a\*`, "a*", true}, {`/a\*`, "ab", false},
+		{"/a/b", "a/b", true},
+		{"a/b", "a/b", true},
+		{"a/b/", "a/b", true},
+		{"/a", "x/a", false},
+		{"a", "x/a", true},
+		{"*.x", "d/e.x", true},
+		{"/*.x", "d/e.x", false},
+		{"/a/*", "a/b/c", false},
+		{"/a/**", "a/b/c", true},
+		{"/a/**/c", "a/c", true},
+		{"/a/**/c", "a/b/b/c", true},
+		{"**/.ssh/id_*", "root/.ssh/id_x", true},
+		{"**/.ssh/id_*", ".ssh/id_x", true},
+		{"/a/[bc]?", "a/bx", true},
+		{"/a/[bc]?", "a/dx", false},
+		{`/a\*`, "a*", true},
+		{`/a\*`, "ab", false},
 	} {
 		p, err := parsePattern(c.pat)
 		if err != nil {

@@ -15,27 +15,73 @@ var ErrPattern = errors.New("invalid pattern")
 // paths from the volume's root; one without stands for a name anywhere.
 type pattern struct {
 	text     string
-	parts    []string
+	parts    []part
 	anywhere bool
+}
+
+// part is one component of a pattern. Most have one "*" at most: those are
+// matched by their beginning and end, which a walk over millions of names
+// does many times.
+type part struct {
+	text       string
+	head, tail string
+	kind       partKind
+}
+
+type partKind int
+
+const (
+	literal   partKind = iota
+	headTail           // head, anything, tail
+	anyDepth           // "**"
+	difficult          // what path.Match has to decide
+)
+
+func newPart(s string) part {
+	p := part{text: s}
+	switch {
+	case s == "**":
+		p.kind = anyDepth
+	case strings.Count(s, "*") == 1 && !strings.ContainsAny(s, `?[\`):
+		p.kind = headTail
+		p.head, p.tail, _ = strings.Cut(s, "*")
+	case wild(s):
+		p.kind = difficult
+	}
+	return p
+}
+
+func (p *part) match(name string) bool {
+	switch p.kind {
+	case literal:
+		return p.text == name
+	case headTail:
+		return len(name) >= len(p.head)+len(p.tail) && strings.HasPrefix(name, p.head) && strings.HasSuffix(name, p.tail)
+	case anyDepth:
+		return true
+	}
+	// The error was ruled out when the pattern was parsed.
+	ok, _ := path.Match(p.text, name)
+	return ok
 }
 
 func parsePattern(s string) (pattern, error) {
 	p := pattern{text: s, anywhere: !strings.Contains(s, "/")}
-	for part := range strings.SplitSeq(strings.Trim(path.Clean("/"+s), "/"), "/") {
-		if _, err := path.Match(part, ""); err != nil || part == "" {
+	for text := range strings.SplitSeq(strings.Trim(path.Clean("/"+s), "/"), "/") {
+		if _, err := path.Match(text, ""); err != nil || text == "" {
 			return p, fmt.Errorf("%w: %q", ErrPattern, s)
 		}
-		p.parts = append(p.parts, part)
+		p.parts = append(p.parts, newPart(text))
 	}
 	return p, nil
 }
 
 // match tells whether the pattern stands for path, relative to the volume.
 func (p *pattern) match(rel string) bool {
-	if p.anywhere {
-		return matchPart(p.parts[0], path.Base(rel))
+	if !p.parts[len(p.parts)-1].match(rel[strings.LastIndexByte(rel, '/')+1:]) {
+		return false
 	}
-	return matchParts(p.parts, rel)
+	return p.anywhere || matchParts(p.parts, rel)
 }
 
 // leads tells whether the pattern may stand for something beneath directory dir.
@@ -48,11 +94,11 @@ func (p *pattern) leads(dir string) bool {
 		if len(parts) == 0 {
 			return false
 		}
-		if parts[0] == "**" {
+		if parts[0].kind == anyDepth {
 			return true
 		}
 		name, rest, _ := strings.Cut(dir, "/")
-		if !matchPart(parts[0], name) {
+		if !parts[0].match(name) {
 			return false
 		}
 		parts, dir = parts[1:], rest
@@ -60,9 +106,9 @@ func (p *pattern) leads(dir string) bool {
 	return len(parts) > 0
 }
 
-func matchParts(parts []string, rel string) bool {
+func matchParts(parts []part, rel string) bool {
 	for len(parts) > 0 {
-		if parts[0] == "**" {
+		if parts[0].kind == anyDepth {
 			for {
 				if matchParts(parts[1:], rel) {
 					return true
@@ -78,7 +124,7 @@ func matchParts(parts []string, rel string) bool {
 		}
 		var name string
 		name, rel, _ = strings.Cut(rel, "/")
-		if !matchPart(parts[0], name) {
+		if !parts[0].match(name) {
 			return false
 		}
 		parts = parts[1:]
@@ -86,14 +132,7 @@ func matchParts(parts []string, rel string) bool {
 	return rel == ""
 }
 
-func matchPart(part, name string) bool {
-	if !wild(part) {
-		return part == name
-	}
-	// The error was ruled out when the pattern was parsed.
-	ok, _ := path.Match(part, name)
-	return ok
-}
+func wild(s string) bool { return strings.ContainsAny(s, `*?[\`) }
 
 // matchAny tells whether one of the patterns stands for rel.
 func matchAny(ps []pattern, rel string) *pattern {

@@ -123,7 +123,8 @@ func TestSwaps(t *testing.T) {
 	})
 	captured, met := 0, 0
 	buf := make([]byte, 64)
-	for range 1500 {
+	// As long as it takes for both to have happened often.
+	for rounds := 0; rounds < 300 || captured < 500 || met < 20; rounds++ {
 		r, err := rootfs.Scan(t.Context(), rootfs.Options{Volume: dir, Snapshot: rootfs.SnapshotNone})
 		if err != nil {
 			t.Error(err)
@@ -157,8 +158,8 @@ func TestSwaps(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	t.Logf("%d swaps, %d files read, %d met changed", swaps, captured, met)
-	if swaps < 3000 || captured == 0 || met == 0 {
-		t.Errorf("%d swaps, %d files read, %d met changed: the race did not happen", swaps, captured, met)
+	if swaps < 3000 {
+		t.Errorf("only %d swaps", swaps)
 	}
 }
 
@@ -195,7 +196,7 @@ func TestChanging(t *testing.T) {
 			}
 		})
 	}
-	for range 150 {
+	for range 60 {
 		r, err := rootfs.Scan(t.Context(), rootfs.Options{Volume: dir})
 		if err != nil {
 			t.Error(err)
@@ -283,5 +284,39 @@ func TestNoWaiting(t *testing.T) {
 		must(t, err)
 	case <-ctx.Done():
 		t.Fatal("the walk waits for a FIFO's writer")
+	}
+}
+
+// TestPageCache: what was not in memory before a capture is not there after
+// it, what was stays.
+func TestPageCache(t *testing.T) {
+	dir := mounted(t, "ext4")
+	for _, name := range []string{"cold", "warm"} {
+		must(t, os.WriteFile(filepath.Join(dir, name), make([]byte, 4<<20), 0o644))
+	}
+	run(t, "sync", "-f", dir)
+	inMemory := func(name string) uint64 {
+		f, err := os.Open(filepath.Join(dir, name))
+		must(t, err)
+		defer f.Close()
+		var st unix.Cachestat_t
+		must(t, unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &st, 0))
+		return st.Cache
+	}
+	f, err := os.Open(filepath.Join(dir, "cold"))
+	must(t, err)
+	must(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
+	must(t, f.Close())
+	if cold, warm := inMemory("cold"), inMemory("warm"); cold != 0 || warm == 0 {
+		t.Fatalf("to begin with, %d and %d pages are in memory", cold, warm)
+	}
+	r := scan(t, rootfs.Options{Volume: dir})
+	for _, name := range []string{"cold", "warm"} {
+		if got := len(read(t, r, name)); got != 4<<20 {
+			t.Errorf("%s has %d bytes", name, got)
+		}
+	}
+	if cold, warm := inMemory("cold"), inMemory("warm"); cold != 0 || warm == 0 {
+		t.Errorf("after it, %d and %d pages are in memory", cold, warm)
 	}
 }

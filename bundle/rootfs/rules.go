@@ -19,6 +19,12 @@ const (
 	KeepEmpty     Keep = "empty file"      // the rule is for regular files only
 )
 
+// spares tells whether a name is one that a rule's exception stands for.
+func spares(except, name string) bool {
+	p := newPart(except)
+	return p.match(name)
+}
+
 // Rule takes something out of the image by its name. A rule never applies to
 // a symbolic link unless it says so: a link holds no secret.
 type Rule struct {
@@ -63,10 +69,10 @@ func newRuleSet(rules []Rule, noFilter bool) (ruleSet, error) {
 			}
 			c := compiledRule{p, r}
 			n := len(p.parts) - 1
-			dir := path.Join(append([]string{"."}, p.parts[:n]...)...)
+			last, dir := p.parts[n], path.Dir(strings.TrimPrefix(r.Pattern, "/"))
 			switch {
-			case !wild(p.parts[n]):
-				s.last[p.parts[n]] = append(s.last[p.parts[n]], c)
+			case last.kind == literal:
+				s.last[last.text] = append(s.last[last.text], c)
 			case !p.anywhere && !wild(dir):
 				s.dirs[dir] = append(s.dirs[dir], c)
 			default:
@@ -91,7 +97,7 @@ func (s *ruleSet) find(rel string, typ uint32) *Rule {
 			return false
 		case typ == unix.S_IFLNK && !r.Links:
 			return false
-		case r.Except != "" && matchPart(r.Except, name):
+		case r.Except != "" && spares(r.Except, name):
 			return false
 		}
 		return true
@@ -110,5 +116,3 @@ func (s *ruleSet) find(rel string, typ uint32) *Rule {
 	}
 	return nil
 }
-
-func wild(s string) bool { return strings.ContainsAny(s, `*?[\`) }

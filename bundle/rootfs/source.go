@@ -51,8 +51,21 @@ func (s source) Open(ctx context.Context, id filetree.ID) (filetree.File, error)
 		}
 		// Doubles the read-ahead; costs nothing when everything is cached.
 		_ = unix.Fadvise(fd, 0, 0, unix.FADV_SEQUENTIAL)
-		return &liveFile{fd: fd, want: want}, nil
+		return &liveFile{fd: fd, want: want, cold: want.Size >= polite && !cached(fd)}, nil
 	}
+}
+
+// polite is the size in bytes from which a file that nobody had in memory is
+// dropped from it after it was read: a capture must not push out of the page
+// cache what the machine works with.
+const polite = 1 << 20
+
+// cached tells whether anything of a file is in the page cache; true if the
+// kernel does not tell (before Linux 6.5).
+func cached(fd int) bool {
+	var st unix.Cachestat_t
+	err := unix.Cachestat(uint(fd), &unix.CachestatRange{}, &st, 0)
+	return err != nil || st.Cache > 0
 }
 
 // openRegular opens the regular file that want describes. It looks before it
@@ -88,6 +101,7 @@ func same(st *unix.Statx_t, want *filetree.Attr) bool {
 type liveFile struct {
 	fd   int
 	want filetree.Attr
+	cold bool // it was not in the page cache when it was opened
 }
 
 func (f *liveFile) ReadAt(p []byte, off int64) (int, error) {
@@ -114,7 +128,12 @@ func (f *liveFile) Changed() (bool, error) {
 	return now.Size != f.want.Size || now.Mtime != f.want.Mtime || now.Ctime != f.want.Ctime, nil
 }
 
-func (f *liveFile) Close() error { return unix.Close(f.fd) }
+func (f *liveFile) Close() error {
+	if f.cold {
+		_ = unix.Fadvise(f.fd, 0, 0, unix.FADV_DONTNEED)
+	}
+	return unix.Close(f.fd)
+}
 
 // virtualFile is content that stands in the image in place of the volume's.
 type virtualFile struct{ *bytes.Reader }

@@ -24,6 +24,7 @@ type walker struct {
 	b      *filetree.Builder
 	extra  map[string]map[string]*virtual // by directory and name
 	todo   []task
+	bare   int // handle of the volume's filesystem without the mounts on it; 0: not tried, -1: not to be had
 	buf    []byte
 }
 
@@ -46,6 +47,11 @@ func (w *walker) walk(st *unix.Statx_t) error {
 		return err
 	}
 	w.root.dirs = newDirCache(w.b.Peek(), w.root.fd)
+	defer func() {
+		if w.bare > 0 {
+			unix.Close(w.bare)
+		}
+	}()
 	w.todo = []task{{id: filetree.Root, mount: mountID(st), real: true}}
 	for len(w.todo) > 0 {
 		t := w.todo[len(w.todo)-1]
@@ -287,8 +293,12 @@ func (w *walker) mountPoint(e *filetree.Entry, m *mount, rel string) error {
 		o.Kept = "empty file"
 	}
 	w.root.LeftOut = append(w.root.LeftOut, o)
-	a := filetree.Attr{Mode: mountPointMode(e.Type(), rel), Mtime: w.b.Peek().Attr(filetree.Root).Mtime}
-	return w.add(&filetree.Entry{Name: e.Name, Link: filetree.None, Attr: a}, rel, &task{}, false)
+	place := filetree.Entry{Name: e.Name, Link: filetree.None}
+	if !w.beneathMount(&place, rel, e.Type()) {
+		place.Attr = filetree.Attr{Mode: mountPointMode(e.Type(), rel), Mtime: w.b.Peek().Attr(filetree.Root).Mtime}
+	}
+	place.Size, place.Data, place.Dev, place.Ino = 0, nil, 0, 0
+	return w.add(&place, rel, &task{}, false)
 }
 
 // graft adds a directory that a snapshot of the volume does not hold: another
@@ -326,6 +336,34 @@ func (w *walker) graft(e *filetree.Entry, rel string, in scope) error {
 	w.root.dirs.grafts[id] = func() (int, error) { return openPath(w.root.live, rel) }
 	w.root.Notes = append(w.root.Notes, display(rel)+" is not part of the snapshot and read live")
 	return nil
+}
+
+// beneathMount completes e, of the type typ, from what a mount at rel hides. It
+// can tell only of the volume's own filesystem, and only where the kernel
+// gives a copy of the mount without those on top of it (open_tree(2), Linux
+// 5.2, for root).
+func (w *walker) beneathMount(e *filetree.Entry, rel string, typ uint32) bool {
+	if w.bare == 0 {
+		fd, err := unix.OpenTree(w.root.live, ".", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			fd = -1
+		}
+		w.bare = fd
+	}
+	if w.bare < 0 {
+		return false
+	}
+	dir, err := openPath(w.bare, path.Dir(rel))
+	if err != nil {
+		return false
+	}
+	defer unix.Close(dir)
+	var st unix.Statx_t
+	if statAt(dir, e.Name, &st) != nil || uint32(st.Mode)&unix.S_IFMT != typ {
+		return false
+	}
+	e.Attr = attr(&st)
+	return w.inodes.unopened(e, dir, &st) == nil
 }
 
 // mountPointMode is the mode of what a mount hides, as distributions make it.
