@@ -76,12 +76,16 @@ func Unmount(t testing.TB, dir string) {
 // returns the device: its partitions are DEVICEp1 and so on.
 func Partitions(t testing.TB, image string) string {
 	t.Helper()
-	dev := strings.TrimSpace(Run(t, "losetup", "--find", "--show", "--partscan", "--read-only", image))
+	dev := strings.TrimSpace(Run(t, "losetup", "--find", "--show", "--partscan", image))
 	t.Cleanup(func() {
+		// partx removes what --partscan cannot where the kernel reads no tables.
+		_ = exec.Command("partx", "--delete", dev).Run()
 		if out, err := exec.Command("losetup", "--detach", dev).CombinedOutput(); err != nil {
 			t.Errorf("detaching %s: %v\n%s", dev, err, out)
 		}
 	})
+	// Some kernels are built without partition tables: partx reads them itself.
+	Run(t, "partx", "--update", dev)
 	return dev
 }
 

@@ -18,18 +18,18 @@ const helperEnv = "INSTAR_SYSFAULT"
 
 // The structures and requests of linux/seccomp.h.
 type notification struct {
-	id    uint64
-	pid   uint32
-	flags uint32
-	nr    int32
-	arch  uint32
-	ip    uint64
-	args  [6]uint64
+	id   uint64
+	pid  uint32
+	_    uint32 // flags
+	nr   int32
+	_    uint32 // architecture
+	_    uint64 // instruction pointer
+	args [6]uint64
 }
 
 type response struct {
 	id    uint64
-	val   int64
+	_     int64 // value to return
 	errno int32
 	flags uint32
 }
