@@ -60,8 +60,14 @@ func Tmpfs(t testing.TB, size int64) string {
 // Mount mounts an image file, with mount(8)'s options, and returns where.
 func Mount(t testing.TB, image string, options ...string) string {
 	t.Helper()
+	return MountDevice(t, image, append(options, "loop")...)
+}
+
+// MountDevice mounts a block device, with mount(8)'s options, and returns where.
+func MountDevice(t testing.TB, device string, options ...string) string {
+	t.Helper()
 	dir := mountPoint(t)
-	Run(t, "mount", "-o", strings.Join(append([]string{"loop"}, options...), ","), image, dir)
+	Run(t, "mount", "-o", strings.Join(options, ","), device, dir)
 	unmountLater(t, dir)
 	return dir
 }
