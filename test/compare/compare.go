@@ -31,8 +31,8 @@ type Tree map[string]Node
 type Node struct {
 	Facts     string // all that must be equal, in words
 	Flags     string
-	Size      int64
-	Allocated int64
+	Size      int64  // bytes of a regular file
+	Allocated int64  // bytes of disk it takes
 	Links     string // the first name of the same inode
 }
 
@@ -169,9 +169,10 @@ func (w *walker) node(dir int, name, path string) error {
 		kinds[kind], fmt.Sprintf("mode %04o", st.Mode&^unix.S_IFMT), fmt.Sprintf("owner %d:%d", st.Uid, st.Gid),
 		fmt.Sprintf("mtime %d.%09d", st.Mtime.Sec, st.Mtime.Nsec),
 	}
-	n := Node{Links: path, Size: int64(st.Size), Allocated: int64(st.Blocks) * 512}
+	n := Node{Links: path}
 	switch kind {
 	case unix.S_IFREG:
+		n.Size, n.Allocated = int64(st.Size), int64(st.Blocks)*512
 		sum, err := w.digest(dir, name, int64(st.Size))
 		if err != nil {
 			return fmt.Errorf("reading %q: %w", path, err)
