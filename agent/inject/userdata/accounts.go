@@ -173,8 +173,12 @@ func (c *config) user(node *yaml.Node) error {
 func userAdd(u user) []string {
 	argv := []string{"useradd"}
 	for _, f := range []struct{ flag, value string }{
-		{"--comment", u.Gecos}, {"--home-dir", u.HomeDir}, {"--shell", u.Shell}, {"--uid", u.UID},
-		{"--gid", u.PrimaryGroup}, {"--groups", strings.Join(u.Groups, ",")},
+		{"--comment", u.Gecos},
+		{"--home-dir", u.HomeDir},
+		{"--shell", u.Shell},
+		{"--uid", u.UID},
+		{"--gid", u.PrimaryGroup},
+		{"--groups", strings.Join(u.Groups, ",")},
 	} {
 		if f.value != "" {
 			argv = append(argv, f.flag, f.value)

@@ -1,0 +1,184 @@
+// Package qemutest boots a kernel and an initrd in QEMU for tests: by
+// emulation, which runs everywhere alike.
+package qemutest
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Limit ends a guest that hangs. It is no measure of anything.
+const Limit = 4 * time.Minute
+
+// kernelPackage is the Debian package of the test kernel; it depends on the
+// package with the files.
+const kernelPackage = "linux-image-cloud-amd64"
+
+// Kernel is Debian's cloud kernel and the root directory with its modules. The
+// package is downloaded once a user and unpacked, not installed.
+func Kernel(t testing.TB) (kernel, root string) {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	dir := filepath.Join(cache, "instar", "kernel")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	root = filepath.Join(dir, "root")
+	if _, err := os.Stat(root); err != nil {
+		download(t, dir, root)
+	}
+	found, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("kernels in %s: %q %v", root, found, err)
+	}
+	return found[0], root
+}
+
+func download(t testing.TB, dir, root string) {
+	t.Helper()
+	script := `set -eu
+cd "$1"; rm -rf new; mkdir new; cd new
+pkg=$(apt-cache depends "$2" | sed -n 's/^ *Depends: //p' | grep -m1 '^linux-image-')
+apt-get -q download "$pkg"
+mkdir root; dpkg -x ./*.deb root; mv root ../root; cd ..; rm -rf new`
+	if out, err := exec.Command("sh", "-c", script, "sh", dir, kernelPackage).CombinedOutput(); err != nil {
+		t.Fatalf("downloading Debian's %s: %v\n%s", kernelPackage, err, out)
+	}
+}
+
+// Init builds cmd/instar-init and returns the path of the executable.
+func Init(t testing.TB) string {
+	t.Helper()
+	initBuild.Do(func() {
+		dir, err := os.MkdirTemp("", "instar-init-*")
+		if err != nil {
+			initErr = err.Error()
+			return
+		}
+		initPath = filepath.Join(dir, "instar-init")
+		initErr = build(initPath, "github.com/instar-image/instar/cmd/instar-init")
+	})
+	if initErr != "" {
+		t.Fatal(initErr)
+	}
+	return initPath
+}
+
+// initBuild and its result are of the test process: one build serves all its tests.
+var (
+	initBuild sync.Once
+	initPath  string
+	initErr   string
+)
+
+// Remove removes what Init left; TestMain calls it at the end.
+func Remove() {
+	if initPath != "" {
+		os.RemoveAll(filepath.Dir(initPath))
+	}
+}
+
+func build(out, pkg string) string {
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "building " + pkg + ": " + err.Error() + "\n" + string(text)
+	}
+	return ""
+}
+
+// BuildProgram builds a static program from the source file in the test's
+// directory.
+func BuildProgram(t testing.TB, source string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "program")
+	if err := build(out, source); err != "" {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// Guest is a machine to run.
+type Guest struct {
+	Kernel, Initrd string
+	Append         string   // kernel parameters, beside the console
+	Args           []string // further arguments of QEMU: disks, network
+	Memory         string   // default 512
+}
+
+// Args of a guest's network on QEMU's own router: the host is 10.0.2.2 and
+// fec0::2 in it.
+func UserNet() []string {
+	return []string{"-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="}
+}
+
+// Disk is the argument pair for a raw disk image.
+func Disk(file string) []string {
+	return []string{"-drive", "file=" + file + ",format=raw,if=virtio,cache=unsafe"}
+}
+
+// Run runs the guest until it powers off and returns what its console showed.
+// stop, if not nil, is asked with every piece of output and kills the machine
+// without warning when it says so.
+func Run(t testing.TB, g Guest, stop func(console []byte) bool) string {
+	t.Helper()
+	memory := g.Memory
+	if memory == "" {
+		memory = "512"
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), Limit)
+	defer cancel()
+	args := append([]string{
+		"-accel", "tcg", "-cpu", "max", "-m", memory, "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio",
+		"-kernel", g.Kernel, "-initrd", g.Initrd, "-append", "console=ttyS0 quiet panic=-1 " + g.Append,
+	}, g.Args...)
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	out := &console{stop: stop, kill: func() { cmd.Process.Kill() }}
+	cmd.Stdout, cmd.Stderr = out, out
+	err := cmd.Run()
+	text := strings.ReplaceAll(out.text.String(), "\r", "")
+	if out.stopped {
+		return text
+	}
+	if err != nil {
+		t.Fatalf("qemu: %v\n%s", err, text)
+	}
+	return text
+}
+
+// console collects output. os/exec writes to it from one goroutine, since
+// standard output and error are the same.
+type console struct {
+	text    bytes.Buffer // not embedded: its ReadFrom would pass Write by
+	stop    func([]byte) bool
+	kill    func()
+	stopped bool
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	n, err := c.text.Write(p)
+	if c.stop != nil && !c.stopped && c.stop(c.text.Bytes()) {
+		c.stopped = true
+		c.kill()
+	}
+	return n, err
+}
