@@ -90,7 +90,7 @@ func (s *scanner) declaration() error {
 			return s.errorf("begins with a byte order mark or in UTF-16; only ASCII and UTF-8 are read")
 		}
 	}
-	if len(s.b) == 0 {
+	if bytes.HasPrefix([]byte("<?xml"), s.b) { // or nothing at all
 		return s.truncated()
 	}
 	if !s.accept("<?xml") {
@@ -105,7 +105,7 @@ func (s *scanner) declaration() error {
 			}
 			return nil
 		}
-		if s.at == len(s.b) {
+		if s.at == len(s.b) || string(s.rest()) == "?" {
 			return s.truncated()
 		}
 		if !spaced {
