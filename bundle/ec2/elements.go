@@ -106,7 +106,9 @@ func (p *parser) mappings(e element, name string) error {
 		if mp.Virtual == "" {
 			return p.errorf("a mapping without <virtual>")
 		}
-		p.m.BlockDeviceMapping = append(p.m.BlockDeviceMapping, mp)
+		if p.m.BlockDeviceMapping = append(p.m.BlockDeviceMapping, mp); len(p.m.BlockDeviceMapping) > maxList {
+			return p.tooMany(e)
+		}
 		return nil
 	})
 }

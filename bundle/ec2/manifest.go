@@ -242,6 +242,10 @@ func (p *parser) inOrder(s *seen, e element, order ...string) error {
 
 func (p *parser) unknown(e element) error { return p.errorf("unknown element <%s>", e.name) }
 
+func (p *parser) tooMany(e element) error {
+	return fail(ErrLimit, objManifest, "<%s> has more than %d entries", e.name, maxList)
+}
+
 // plain is the text of an element that may have no attributes.
 func (p *parser) plain(e element) (string, error) {
 	if len(e.attrs) > 0 {
@@ -318,7 +322,9 @@ func (p *parser) list(e element, name string) (texts []string, err error) {
 			return p.unknown(c)
 		}
 		t, err := p.plain(c)
-		texts = append(texts, t)
+		if texts = append(texts, t); len(texts) > maxList {
+			return p.tooMany(e)
+		}
 		return err
 	})
 	return texts, err

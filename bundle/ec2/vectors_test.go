@@ -1,7 +1,6 @@
 package ec2
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/rsa"
@@ -65,54 +64,56 @@ func (v *vector) marshal() []byte {
 	return b.Bytes()
 }
 
-func unmarshalVector(t *testing.T, path string) *vector {
+func readVector(t *testing.T, path string) *vector {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &vector{name: filepath.Base(path), bundle: bundle{parts: make(map[string][]byte)}}
-	s := bufio.NewScanner(bytes.NewReader(data))
-	s.Buffer(nil, 1<<20)
-	for s.Scan() {
-		line := s.Text()
+	v, err := parseVector(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.name = filepath.Base(path)
+	return v
+}
+
+func parseVector(data []byte) (*vector, error) {
+	v := &vector{bundle: bundle{parts: make(map[string][]byte)}}
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSuffix(line, "\n")
+		field, value, _ := strings.Cut(line, ": ")
 		if doc, ok := strings.CutPrefix(line, "text manifest "); ok {
 			v.doc = []byte(doc)
-			continue
-		}
-		if obj, ok := strings.CutPrefix(line, "base64 "); ok {
+		} else if obj, ok := strings.CutPrefix(line, "base64 "); ok {
 			name, b64, _ := strings.Cut(obj, " ")
 			content, err := base64.StdEncoding.DecodeString(b64)
 			if err != nil {
-				t.Fatal(err)
+				return nil, err
 			}
 			if name == "manifest" {
 				v.doc = content
 			} else {
 				v.parts[name] = content
 			}
-			continue
-		}
-		field, value, _ := strings.Cut(line, ": ")
-		switch field {
-		case "comment":
-			v.comment = value
-		case "expect":
-			v.expect = value
-		case "open":
-			v.open = value
-		case "trust":
-			v.trust = value
-		case "allow-unsigned":
-			v.allow = value == "true"
-		case "image-sha256":
-			v.sha256 = value
+		} else {
+			switch field {
+			case "comment":
+				v.comment = value
+			case "expect":
+				v.expect = value
+			case "open":
+				v.open = value
+			case "trust":
+				v.trust = value
+			case "allow-unsigned":
+				v.allow = value == "true"
+			case "image-sha256":
+				v.sha256 = value
+			}
 		}
 	}
-	if err := s.Err(); err != nil {
-		t.Fatal(err)
-	}
-	return v
+	return v, nil
 }
 
 // run opens the bundle into a file in dir, as the commands do.
@@ -203,7 +204,7 @@ func TestVectors(t *testing.T) {
 		t.Errorf("%d vectors, want at least 200", len(files))
 	}
 	for _, path := range files {
-		v := unmarshalVector(t, path)
+		v := readVector(t, path)
 		t.Run(strings.TrimSuffix(v.name, ".txt"), func(t *testing.T) { v.check(t, f) })
 	}
 }

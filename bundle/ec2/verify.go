@@ -80,15 +80,19 @@ func Verify(ctx context.Context, o VerifyOptions, m *Manifest, src PartSource) (
 		Unsigned: UnsignedClaims{Version: m.Version, Bundler: fmt.Sprintf("%s %s %s", m.Bundler.Name, m.Bundler.Version, m.Bundler.Release)},
 	}
 	var errs []error
-	add := func(err error) {
+	add := func(object string, err error) {
 		errs = append(errs, err)
-		r.Problems = append(r.Problems, problem(err))
+		p := Problem{Object: object, Class: "cannot be read", Text: err.Error()}
+		if e, ok := errors.AsType[*Error](err); ok {
+			p.Object, p.Class = e.Object, e.Class.Error()
+		}
+		r.Problems = append(r.Problems, p)
 	}
 	signer, err := o.checkTrust(m)
 	switch {
 	case err != nil:
 		r.Signature = "bad"
-		add(err)
+		add(objManifest, err)
 		// What an untrusted manifest asks for is not done.
 		return r, errors.Join(errs...)
 	case signer == nil:
@@ -105,12 +109,12 @@ func Verify(ctx context.Context, o VerifyOptions, m *Manifest, src PartSource) (
 	return r, errors.Join(errs...)
 }
 
-func (r *Report) verifyParts(ctx context.Context, o VerifyOptions, m *Manifest, src PartSource, add func(error)) error {
+func (r *Report) verifyParts(ctx context.Context, o VerifyOptions, m *Manifest, src PartSource, add func(string, error)) error {
 	var deep error // what is wrong with the whole; perhaps one part's fault
 	if o.Key != nil {
 		key, iv, err := o.open(m)
 		if err != nil {
-			add(err)
+			add(objManifest, err)
 		} else if deep = decodeParts(ctx, m, key, iv, newFetcher(m, src, o.SpoolDir), &nowhere{}); deep == nil {
 			r.Archive, r.PartsGood, r.PartBytes = "good", len(m.Parts), m.BundledSize
 			return nil
@@ -119,12 +123,12 @@ func (r *Report) verifyParts(ctx context.Context, o VerifyOptions, m *Manifest, 
 		}
 	}
 	before := len(r.Problems)
-	err := newFetcher(m, src, o.SpoolDir).eachResult(ctx, func(_ int, p *fetched) error {
+	err := newFetcher(m, src, o.SpoolDir).eachResult(ctx, func(i int, p *fetched) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if p.err != nil {
-			add(p.err)
+			add(objPart(m.Parts[i].Filename), p.err)
 			return nil
 		}
 		r.PartsGood++
@@ -138,18 +142,11 @@ func (r *Report) verifyParts(ctx context.Context, o VerifyOptions, m *Manifest, 
 		return nil
 	}
 	if r.PartBytes != m.BundledSize {
-		add(fail(ErrSize, "parts", "have %d bytes in all, the manifest says %d", r.PartBytes, m.BundledSize))
+		add("parts", fail(ErrSize, "parts", "have %d bytes in all, the manifest says %d", r.PartBytes, m.BundledSize))
 	} else if deep != nil {
-		add(deep)
+		add(objArchive, deep)
 	}
 	return nil
-}
-
-func problem(err error) Problem {
-	if e, ok := errors.AsType[*Error](err); ok {
-		return Problem{Object: e.Object, Class: e.Class.Error(), Text: err.Error()}
-	}
-	return Problem{Object: "part", Class: "cannot be read", Text: err.Error()}
 }
 
 // Fingerprint identifies a public key: the SHA-256 of its DER encoding

@@ -19,7 +19,8 @@ const (
 	maxName     = 40       // of an element or attribute
 	maxText     = 64 << 10 // of one element; an RSA-16384 value takes 4 KiB
 	maxAttrs    = 4
-	maxAttr     = 256 // bytes of an attribute's value
+	maxAttr     = 256    // bytes of an attribute's value
+	maxList     = 10_000 // mappings, product codes, ancestors; not parts
 )
 
 // A scanner walks the bytes of a document. at is always the next byte.
