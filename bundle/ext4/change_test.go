@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -266,3 +267,54 @@ func (w *limitedWriter) Write(b []byte) (int, error) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+// TestReadsAhead: several files are opened at a time, and closed whatever happens.
+func TestReadsAhead(t *testing.T) {
+	sizes := map[string]int64{}
+	for i := range 500 {
+		sizes[fmt.Sprint(i)] = int64(i) * 300 // some larger than is read ahead
+	}
+	tree := files(t, sizes, nil)
+	p := plan(t, tree, ext4.Options{})
+	for _, limit := range []int64{1 << 40, 3 * mib, 20 * mib} {
+		src := &waitingSource{memSource: memSource{t: tree}, met: make(chan struct{})}
+		err := p.Write(t.Context(), &limitedWriter{limit}, src, func(c ext4.Change) { t.Error(c.String()) })
+		if failed := errors.Is(err, unix.ENOSPC); failed != (limit < 1<<40) || err != nil && !failed {
+			t.Errorf("limit %d: %v", limit, err)
+		}
+		if n := src.open.Load(); n != 0 {
+			t.Errorf("limit %d: %d files left open", limit, n)
+		}
+	}
+}
+
+// waitingSource opens no file before three opens are asked for at the same time.
+type waitingSource struct {
+	memSource
+	asked, open atomic.Int64
+	met         chan struct{}
+}
+
+type countedFile struct {
+	filetree.File
+	open *atomic.Int64
+}
+
+func (f countedFile) Close() error {
+	f.open.Add(-1)
+	return f.File.Close()
+}
+
+func (s *waitingSource) Open(ctx context.Context, id filetree.ID) (filetree.File, error) {
+	if s.asked.Add(1) == 3 {
+		close(s.met)
+	}
+	select {
+	case <-s.met:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	f, err := s.memSource.Open(ctx, id)
+	s.open.Add(1)
+	return countedFile{f, &s.open}, err
+}

@@ -44,7 +44,7 @@ func TestSizes(t *testing.T) {
 	src := &memSource{t: tree}
 	for _, size := range []int64{
 		24 * mib, 24*mib + 4096, 100*mib + 1, 127 * mib, 128*mib - 4096, 128 * mib, 128*mib + 4096, 129 * mib, 130 * mib, 138 * mib, 148 * mib,
-		256 * mib, 3*128*mib + mib, 512 * mib, gib, 10 * gib, 26 * 128 * mib, 26*128*mib + 60*mib, 300 * gib,
+		256 * mib, 3*128*mib + mib, 512 * mib, gib, 10 * gib, 26 * 128 * mib, 26*128*mib + 60*mib, 300 * gib, 2<<40 + 128*mib,
 	} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			p := plan(t, tree, ext4.Options{Size: size})
@@ -165,6 +165,10 @@ func TestSuperblock(t *testing.T) {
 	other := filepath.Join(t.TempDir(), "mke2fs")
 	run(t, "mke2fs", "-q", "-t", "ext4", "-O", "^orphan_file,^metadata_csum_seed", "-b", "4096", "-U", "01020304-0506-0708-090a-0b0c0d0e0f10", "-L", "sixteen bytes ok", other, "10G")
 	got, want := dumpe2fs(t, img), dumpe2fs(t, other)
+	total, used := p.Inodes()
+	if got["Inode count"] != fmt.Sprint(total) || got["Free inodes"] != fmt.Sprint(total-used) || got["Free blocks"] != fmt.Sprint(p.Free()/4096) {
+		t.Errorf("%d inodes, %d used, %d bytes free, but %v", total, used, p.Free(), got)
+	}
 	for _, k := range []string{"Filesystem created", "Last write time", "Last checked"} {
 		if v := got[k]; v != "Fri Feb 13 23:31:30 2009" {
 			t.Errorf("%s: %s", k, v)
@@ -185,6 +189,9 @@ func TestSuperblock(t *testing.T) {
 		if got["Filesystem features"] != f {
 			t.Errorf("features: %s", got["Filesystem features"])
 		}
+	}
+	if out := run(t, "debugfs", "-R", "lsdel", img); !strings.Contains(out, "0 deleted inodes found") {
+		t.Error(out)
 	}
 	if out := run(t, "tune2fs", "-l", img); !strings.Contains(out, "clean") {
 		t.Error(out)

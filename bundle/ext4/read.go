@@ -11,7 +11,7 @@ import (
 // contents reads the files and records what is wrong with them.
 type contents struct {
 	f      *flow
-	src    filetree.Source
+	ahead  *ahead
 	report func(Change)
 	damage *damage
 }
@@ -24,7 +24,7 @@ func (c *contents) file(id filetree.ID) error {
 	if size != p.t.Size(id) {
 		return nil // too large for ext4: see Warnings
 	}
-	file, err := c.src.Open(f.ctx, id)
+	file, err := c.ahead.next(f.ctx)
 	if err != nil {
 		if f.ctx.Err() != nil {
 			return context.Cause(f.ctx)

@@ -11,8 +11,9 @@ import (
 )
 
 // Write writes the bytes of [Plan.Map], in order, holes left out, to w, in
-// pieces of up to 1 MiB that w must not keep. It opens each regular file once, in the
-// order of IDs, and reports each one that is not what the tree has, without
+// pieces of up to 1 MiB that w must not keep. It opens each regular file once,
+// some dozens ahead of their turn and up to four at a time, and reports, in the
+// order of IDs, each one that is not what the tree has, without
 // failing; report may be nil. It fails with what w or ctx fails with.
 func (p *Plan) Write(ctx context.Context, w io.Writer, src filetree.Source, report func(Change)) error {
 	if report == nil {
@@ -20,11 +21,13 @@ func (p *Plan) Write(ctx context.Context, w io.Writer, src filetree.Source, repo
 	}
 	f := newFlow(ctx, w, p)
 	d := &damage{p: p, files: map[filetree.ID]*fileDamage{}}
-	c := &contents{f: f, src: src, report: report, damage: d}
+	a := newAhead(ctx, p, src)
+	defer a.stop()
+	c := &contents{f: f, ahead: a, report: report, damage: d}
 	m := &metadata{p: p, f: f, damage: d, roots: map[filetree.ID][60]byte{}, spare: map[int64][]byte{}}
 	for _, step := range []func() error{
 		m.front,
-		func() error { return c.all() },
+		c.all,
 		m.fileTrees, m.xattrs, m.values, m.symlinks, m.dirs, m.dirTrees, m.lostFound, m.inodes,
 		func() error { return f.seek(p.g.blocks) },
 		f.flush,

@@ -19,7 +19,8 @@ var (
 type Source interface {
 	// Open opens the file for reading, without ever blocking on a FIFO or
 	// following a symbolic link put in its place. Its error wraps
-	// ErrVanished or ErrReplaced where that is the reason.
+	// ErrVanished or ErrReplaced where that is the reason. It may be called
+	// from several goroutines at once.
 	Open(ctx context.Context, id ID) (File, error)
 }
 
