@@ -206,12 +206,11 @@ func (f *filter) judge(in scope, rel string, a *filetree.Attr) verdict {
 	return f.towards(v, rel, dir)
 }
 
-// addSwaps notes swap files by their absolute paths in the volume.
+// addSwaps notes swap files by their absolute paths in the volume. They stay
+// out without the filter, too: no image has a use for them.
 func (f *filter) addSwaps(paths []string) {
 	for _, p := range paths {
-		if f.rules.filtering {
-			f.swaps[strings.TrimPrefix(p, "/")] = true
-		}
+		f.swaps[strings.TrimPrefix(p, "/")] = true
 	}
 }
 

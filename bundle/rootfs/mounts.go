@@ -66,9 +66,10 @@ func newMountTable(infos []*mountinfo.Info, volume string, rootID uint64, all bo
 		if !ok || rel == "." {
 			continue
 		}
-		m := newMount(i, rel)
+		t.add(newMount(i, rel))
+	}
+	for _, m := range t.all[1:] {
 		t.judge(m, all, leftOut)
-		t.add(m)
 	}
 	return t, nil
 }
@@ -77,6 +78,7 @@ func newMountTable(infos []*mountinfo.Info, volume string, rootID uint64, all bo
 // shows a mount of t shares its fate.
 func (t *mountTable) within(infos []*mountinfo.Info, merged string, all bool, leftOut func(string) bool) (*mountTable, error) {
 	v := &mountTable{byID: map[uint64]*mount{}, byPath: map[string]*mount{}}
+	var fresh []*mount // what the script has mounted
 	for _, i := range infos {
 		rel, ok := beneath(merged, i.Mountpoint)
 		if !ok {
@@ -86,9 +88,12 @@ func (t *mountTable) within(infos []*mountinfo.Info, merged string, all bool, le
 		if old := t.byPath[rel]; old != nil {
 			m.typ, m.src, m.use, m.class, m.why = old.typ, old.src, old.use, old.class, old.why
 		} else {
-			v.judge(m, all, leftOut)
+			fresh = append(fresh, m)
 		}
 		v.add(m)
+	}
+	for _, m := range fresh {
+		v.judge(m, all, leftOut)
 	}
 	if v.root = v.byPath["."]; v.root == nil {
 		return nil, fmt.Errorf("the view at %s is gone", merged)
@@ -134,9 +139,13 @@ func (t *mountTable) add(m *mount) {
 	t.byPath[m.path] = m
 }
 
-// judge decides whether a mount beneath the volume is captured.
+// judge decides whether a mount beneath the volume is captured, all mounts
+// being in the table and those before it judged.
 func (t *mountTable) judge(m *mount, all bool, leftOut func(string) bool) {
 	switch {
+	case t.byPath[m.path] != m:
+		m.class, m.why = Duplicate, "lies hidden beneath another mount"
+		return
 	case slices.Contains(pseudoTypes, m.typ):
 		m.class, m.why = Pseudo, m.typ+" shows the kernel's state, not files"
 		return
@@ -146,11 +155,13 @@ func (t *mountTable) judge(m *mount, all bool, leftOut func(string) bool) {
 	}
 	m.use = true
 	for _, k := range t.all {
-		if !k.use || k.dev != m.dev || leftOut(k.path) {
+		if k == m || !k.use || k.dev != m.dev || leftOut(k.path) {
 			continue
 		}
-		if rel, ok := beneath(m.root, k.root); ok && rel != "." {
-			m.use, m.class, m.why = false, Duplicate, "holds what is captured as "+display(k.path)
+		// What holds the volume itself is where btrfs keeps its snapshots. What
+		// holds another mount goes in, twice in part: nothing else has the rest.
+		if rel, ok := beneath(m.root, k.root); ok && rel != "." && k == t.root {
+			m.use, m.class, m.why = false, Duplicate, "holds the volume itself and more"
 			return
 		}
 		rel, ok := beneath(k.root, m.root)
@@ -165,7 +176,7 @@ func (t *mountTable) judge(m *mount, all bool, leftOut func(string) bool) {
 	}
 }
 
-// holder is the mount that shows path, as far as the table is filled.
+// holder is the mount that shows path.
 func (t *mountTable) holder(p string) *mount {
 	for {
 		if m := t.byPath[p]; m != nil {

@@ -35,6 +35,7 @@ func TestMounts(t *testing.T) {
 	mountAt(t, dir, "loop", "--bind", dir)                              // holds the volume itself
 	mountAt(t, dir, "stage", "--bind", filepath.Join(dir, "tmp/stage")) // captured nowhere else
 	mountAt(t, dir, "user", "--bind", filepath.Join(home, "user"))      // captured as home/user
+	mountAt(t, dir, "etc", "--bind", filepath.Join(dir, "etc"))         // over itself
 	write(t, mountAt(t, dir, "memory", "-t", "tmpfs", "tmpfs"), map[string]string{"m": "m"})
 	mountAt(t, dir, "proc", "-t", "proc", "proc")
 	mountAt(t, dir, "chroot/sys", "-t", "sysfs", "sysfs")
@@ -44,7 +45,7 @@ func TestMounts(t *testing.T) {
 	write(t, dir, map[string]string{"etc/fstab": "UUID=1 / ext4 defaults 0 1\nUUID=2 /home ext4 defaults 0 2\n/dev/sdq /other ext4 defaults 0 2\n"})
 
 	r := scan(t, rootfs.Options{Volume: dir})
-	for path, want := range map[string]string{"home/user/file": "at home", "stage/s": "only here", "srv/www/index": "i"} {
+	for path, want := range map[string]string{"home/user/file": "at home", "stage/s": "only here", "srv/www/index": "i", "etc/x": "x"} {
 		if got := read(t, r, path); got != want {
 			t.Errorf("%s reads %q", path, got)
 		}

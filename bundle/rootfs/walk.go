@@ -206,6 +206,9 @@ func (w *walker) inspect(e *filetree.Entry, dir int, rel string, check bool, st 
 		}
 		var fd int
 		if fd, err = openat(dir, e.Name, flags); err != nil {
+			if e.Type() == unix.S_IFDIR {
+				return nil // reading it will say so
+			}
 			err = fmt.Errorf("its content cannot be read: %w", err)
 			break
 		}
@@ -401,6 +404,9 @@ func (w *walker) leaveOut(o Omission, dir int, st *unix.Statx_t) {
 func readlink(dir int, name string) (string, error) {
 	buf := make([]byte, 4096)
 	n, err := retry(func() (int, error) { return unix.Readlinkat(dir, name, buf) })
+	if errors.Is(err, unix.EINVAL) {
+		err = filetree.ErrReplaced // it is a link no more
+	}
 	if err != nil {
 		return "", fmt.Errorf("reading the symbolic link: %w", err)
 	}
