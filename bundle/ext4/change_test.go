@@ -66,6 +66,7 @@ func TestChanges(t *testing.T) {
 		{name: "shrank into the last hole", m: holes, fault: fault{size: 60_000, changed: true}, want: `"d/f" shrank at 60000 bytes`, size: 60_000},
 		{name: "grew", fault: fault{size: 200_000, changed: true}, want: `"d/f" grew at 100000 bytes`, size: size},
 		{name: "modified", fault: fault{changed: true}, want: `"d/f" modified`, size: size},
+		{name: "unknown", fault: fault{unknown: unix.ESTALE}, want: `"d/f" modified: stale file handle`, size: size},
 		{
 			name: "one bad block", fault: fault{bad: []sparse.Extent{{Off: 8192, Len: 4096}}},
 			want: `"d/f" unreadable at byte 8192, 4096 bytes lost: input/output error`, size: size, zero: func(b int64) bool { return b == 2 },

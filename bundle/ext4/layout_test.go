@@ -294,7 +294,7 @@ func TestTooSmall(t *testing.T) {
 		t.Errorf("one MiB less than needed: %v", err)
 	}
 	for _, o := range []ext4.Options{
-		{Label: strings.Repeat("l", 17)}, {ReservedPercent: 51}, {JournalBlocks: 1023}, {Size: -1}, {Inodes: 12},
+		{Label: strings.Repeat("l", 17)}, {ReservedPercent: 51}, {JournalBlocks: 1023}, {Size: -1}, {Inodes: 12}, {Inodes: 1<<31 + 1},
 	} {
 		if _, err := ext4.NewPlan(tree, o); !errors.Is(err, ext4.ErrOptions) {
 			t.Errorf("%+v: %v", o, err)

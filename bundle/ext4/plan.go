@@ -51,7 +51,7 @@ type Options struct {
 	NotAfter int64
 	// Inodes to make at least. 0: one per 16 KiB (4 KiB below 512 MiB, 32 KiB
 	// from 4 TiB, 64 KiB from 16 TiB), or more if the tree needs them. The
-	// count is rounded up; fewer than the tree needs are an error.
+	// count is rounded up; fewer than the tree needs, or more than 2^31, are an error.
 	Inodes int64
 	// JournalBlocks is the journal's size in blocks, at least 1024. 0: as mke2fs
 	// chooses it, 16,384 (64 MiB) for an image of 2-16 GiB.
@@ -82,6 +82,7 @@ const (
 	journalIno = 8
 	firstIno   = 11 // lost+found's, the first that is not reserved
 
+	maxInodes   = 1 << 31 // leaves room for what is rounded up in each group
 	maxFileSize = (1<<32 - 1) * BlockSize
 	maxLinks    = 65000
 	groupBlocks = 8 * BlockSize
@@ -135,7 +136,7 @@ func NewPlan(t *filetree.Tree, o Options) (*Plan, error) {
 		return nil, fmt.Errorf("%w: %d percent reserved, at most 50 can be", ErrOptions, o.ReservedPercent)
 	case o.JournalBlocks != 0 && (o.JournalBlocks < 1024 || o.JournalBlocks > 10_240_000):
 		return nil, fmt.Errorf("%w: journal of %d blocks, 1024 to 10240000 can be", ErrOptions, o.JournalBlocks)
-	case o.Size < 0 || o.Inodes < 0 || o.Inodes > math.MaxUint32:
+	case o.Size < 0 || o.Inodes < 0 || o.Inodes > maxInodes:
 		return nil, fmt.Errorf("%w: size %d, inodes %d", ErrOptions, o.Size, o.Inodes)
 	case o.Size > maxBlocks*BlockSize:
 		return nil, fmt.Errorf("%w: %d bytes, at most %d TiB can be", ErrTooLarge, o.Size, int64(maxBlocks*BlockSize>>40))
@@ -159,7 +160,7 @@ func NewPlan(t *filetree.Tree, o Options) (*Plan, error) {
 	if err := p.planSets(); err != nil {
 		return nil, err
 	}
-	if int64(t.Len())+p.eaInodes+firstIno > math.MaxUint32-65536 {
+	if int64(t.Len())+p.eaInodes+firstIno > maxInodes {
 		return nil, fmt.Errorf("%w: %d inodes", ErrTooLarge, t.Len())
 	}
 	if err := p.planDirs(); err != nil {
