@@ -10,6 +10,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,6 +49,29 @@ func leftOut(r *rootfs.Root, path string) *rootfs.Omission {
 		return nil
 	}
 	return &r.LeftOut[i]
+}
+
+// unchanged demands of every captured file that it opens, ends where the tree
+// says, and counts as what it was when it was scanned.
+func unchanged(t *testing.T, r *rootfs.Root) {
+	t.Helper()
+	for id := range filetree.ID(r.Tree.Len()) {
+		if r.Tree.Mode(id)&unix.S_IFMT != unix.S_IFREG {
+			continue
+		}
+		f, err := r.Source().Open(t.Context(), id)
+		if err != nil {
+			t.Errorf("%s: %v", r.Tree.Path(id), err)
+			continue
+		}
+		if n, err := f.ReadAt(make([]byte, 1), r.Tree.Size(id)); n != 0 || !errors.Is(err, io.EOF) {
+			t.Errorf("%s does not end at byte %d: %v", r.Tree.Path(id), r.Tree.Size(id), err)
+		}
+		if changed, err := f.Changed(); changed || err != nil {
+			t.Errorf("%s has changed, or %v", r.Tree.Path(id), err)
+		}
+		must(t, f.Close())
+	}
 }
 
 // holds tells in which captured files a text stands.
@@ -127,6 +151,7 @@ func TestSecretsStayOut(t *testing.T) {
 	if in := holds(t, r, canary); len(in) != 0 {
 		t.Errorf("secrets are captured in %q", in)
 	}
+	unchanged(t, r)
 	if n := len(byName) + len(byContent); n < 60 {
 		t.Errorf("only %d secrets were planted", n)
 	}

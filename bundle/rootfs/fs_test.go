@@ -226,6 +226,7 @@ func TestEveryKindOnEveryFilesystem(t *testing.T) {
 					t.Errorf("%q (-kernel +tree):\n%s", path, d)
 				}
 			}
+			unchanged(t, r)
 			h := r.Tree.Find("hard0")
 			if r.Tree.Names(h) != 3 || r.Tree.Find("zoo/hard1") != h || r.Tree.Find("zoo/sub/hard2") != h {
 				t.Errorf("hard links are not one inode")

@@ -74,6 +74,7 @@ func TestMounts(t *testing.T) {
 		t.Errorf("fstab: %q, changes %+v", got, r.Fstab)
 	}
 
+	unchanged(t, r)
 	all := scan(t, rootfs.Options{Volume: dir, All: true})
 	if got := read(t, all, "memory/m"); got != "m" {
 		t.Errorf("with All, memory/m reads %q", got)

@@ -50,7 +50,8 @@ func secretRules(add func(Class, Keep, string, ...string)) {
 		"*id_rsa", "*id_dsa", "*id_ecdsa", "*id_ed25519", "**/.ssh/id_* except *.pub", "*.ppk")
 	add(Secret, KeepNothing, "who may log in", "**/.ssh/authorized_keys*")
 	add(Secret, KeepNothing, "key store", "*.jks", "*.keystore", "*.p12", "*.pfx", "*.kdbx", "*.keytab", "*.priv")
-	add(Secret, KeepDirectory, "private keys of TLS certificates", "/etc/ssl/private", "/etc/pki/tls/private", "/etc/puppetlabs/puppet/ssl/private_keys")
+	add(Secret, KeepDirectory, "private keys of TLS certificates (Debian's self-signed one comes back with `make-ssl-cert generate-default-snakeoil --force-overwrite`)", "/etc/ssl/private")
+	add(Secret, KeepDirectory, "private keys of TLS certificates", "/etc/pki/tls/private", "/etc/puppetlabs/puppet/ssl/private_keys")
 	add(Secret, KeepDirectory, "private keys of GnuPG", "**/.gnupg/private-keys-v1.d", "**/.gnupg/openpgp-revocs.d")
 	add(Secret, KeepNothing, "private keys of GnuPG", "**/.gnupg/secring.gpg", "**/.gnupg/random_seed", "**/.gnupg/S.*", "secring.gpg")
 	add(Secret, KeepDirectory, "keys of a login session", "**/.local/share/keyrings", "**/.local/share/kwalletd")
@@ -60,7 +61,7 @@ func secretRules(add func(Class, Keep, string, ...string)) {
 		"**/.config/openstack/clouds.yaml", "**/.config/openstack/secure.yaml", "/etc/openstack/clouds.yaml", "/etc/openstack/secure.yaml", "/etc/ceph/*.keyring")
 	add(Secret, KeepDirectory, "cloud credentials", "**/.aws/sso/cache", "**/.aws/cli/cache", "**/.config/gcloud", "**/.azure", "**/.oci", "**/.bluemix", "**/.aliyun")
 	add(Secret, KeepNothing, "credentials", ".netrc", "_netrc", ".git-credentials", "**/.config/git/credentials", "**/.docker/config.json", ".dockercfg",
-		"**/.config/containers/auth.json", "**/.kube/config", "/etc/kubernetes/*.conf", "/etc/rancher/*/*.yaml", "/var/lib/rancher/*/server/token",
+		"**/.config/containers/auth.json", "**/.kube/config", "/etc/kubernetes/*.conf", "/etc/rancher/*/k3s.yaml", "/etc/rancher/*/rke2.yaml", "/var/lib/rancher/*/server/token",
 		".pgpass", ".my.cnf", ".mylogin.cnf", ".pypirc", "**/.cargo/credentials", "**/.cargo/credentials.toml", "**/.gem/credentials",
 		"**/.terraform.d/credentials.tfrc.json", ".terraformrc", ".vault-token", "**/.config/gh/hosts.yml", "**/.config/hub", "**/.config/glab-cli/config.yml",
 		"**/.m2/settings.xml", "**/.m2/settings-security.xml", "**/.composer/auth.json", "**/.config/composer/auth.json", ".smbcredentials", ".cifscredentials", ".fetchmailrc", ".msmtprc",
@@ -96,7 +97,7 @@ func machineRules(add func(Class, Keep, string, ...string)) {
 		"/etc/udev/rules.d/*persistent-net-generator.rules")
 	add(Machine, KeepNothing, "written by cloud-init for this instance", "/var/lib/cloud/instance", "/etc/netplan/50-cloud-init.yaml", "/etc/network/interfaces.d/50-cloud-init",
 		"/etc/network/interfaces.d/50-cloud-init.cfg", "/etc/systemd/network/10-cloud-init-*.network", "/etc/NetworkManager/system-connections/cloud-init-*.nmconnection",
-		"/etc/sudoers.d/90-cloud-init-users", "/var/log/cloud-init.log", "/var/log/cloud-init-output.log")
+		"/var/log/cloud-init.log", "/var/log/cloud-init-output.log")
 	add(Machine, KeepDirectory, "written by cloud-init for this instance", "/var/lib/cloud/instances", "/var/lib/cloud/data", "/var/lib/cloud/seed", "/var/lib/cloud/sem")
 	add(Machine, KeepNothing, "a lease of this machine's address", "/var/lib/dhcp/*.lease*", "/var/lib/dhcp3/*.lease*", "/var/lib/dhclient/*.lease*", "/var/lib/dhcpcd/*.lease*", "/var/lib/dhcpcd5/*.lease*",
 		"/var/lib/NetworkManager/*.lease", "/var/lib/NetworkManager/timestamps", "/var/lib/NetworkManager/seen-bssids", "/var/db/dhcpcd/*.lease*")

@@ -62,6 +62,7 @@ func TestScript(t *testing.T) {
 			t.Errorf("%s reads %q", path, got)
 		}
 	}
+	unchanged(t, r)
 	tr := r.Tree
 	if tr.Find("etc/removed") != filetree.None || tr.Find("tmp/t") != filetree.None || tr.Find("data/secret") != filetree.None {
 		t.Errorf("something is captured that should not be")

@@ -45,6 +45,7 @@ func TestSnapshot(t *testing.T) {
 			t.Errorf("%s reads %q", path, got)
 		}
 	}
+	unchanged(t, r)
 	if in := holds(t, r, canary); len(in) != 0 {
 		t.Errorf("the key is captured as %q", in)
 	}

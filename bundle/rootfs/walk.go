@@ -184,8 +184,7 @@ func (w *walker) name(t task, dir int, name, rel string, v *virtual) error {
 		o := v2.omission(rel)
 		o.Kept = "empty file"
 		w.leaveOut(o, dir, &st)
-		e.Size = 0
-		return w.add(&e, rel, nil, false)
+		return w.addVirtual(dir, name, rel, &virtual{mode: unix.S_IFREG | 0o644}, &st, true)
 	}
 	if secret := w.inspect(&e, dir, rel, v2.check, &st); secret != nil {
 		w.leaveOut(*secret, dir, &st)
@@ -263,6 +262,9 @@ func (w *walker) add(e *filetree.Entry, rel string, child *task, links bool) err
 			w.root.Seen.Bytes += e.Data.Bytes()
 		} else {
 			w.root.Seen.Bytes += e.Size
+		}
+		if e.Ino == 0 { // stands for a file that a mount hides
+			w.root.virtual[id] = nil
 		}
 	case unix.S_IFDIR:
 		if child != nil {
