@@ -22,6 +22,10 @@ type Options struct {
 	Signer   *Signer  // without one identity documents are not signed
 	Keys     *KeyRing // default: one that cannot mint
 	Launcher Launcher // without one there are no launch tickets
+	// AnyPort lets tickets be asked for from source ports of 1024 and above,
+	// which need no root: only for a private server, whose callers' ports
+	// are not their own (QEMU's user networking).
+	AnyPort  bool
 	Reporter Reporter
 	// Rate and Burst limit each instance's requests a second; beyond them
 	// the answer is 429. Default 500 and 1,000; a negative Rate is no limit.
@@ -49,6 +53,7 @@ type Handler struct {
 	signer   *Signer
 	keys     *KeyRing
 	launcher Launcher
+	anyPort  bool
 	reporter Reporter
 	hosts    map[string]bool
 	near     Neighbours
@@ -72,7 +77,7 @@ func New(o Options) (*Handler, error) {
 		return nil, errors.New("metadata: no source of instances")
 	}
 	h := &Handler{
-		source: o.Source, state: o.State, signer: o.Signer, keys: o.Keys, launcher: o.Launcher,
+		source: o.Source, state: o.State, signer: o.Signer, keys: o.Keys, launcher: o.Launcher, anyPort: o.AnyPort,
 		reporter: o.Reporter, near: o.Neighbours, tree: newTree(), rate: rate.Limit(o.Rate), burst: o.Burst,
 		hosts: map[string]bool{"": true, "localhost": true, "instance-data": true, "instance-data.ec2.internal": true},
 		pages: make(map[int]string),
@@ -393,7 +398,7 @@ func (e *exchange) launchRequest(path string) {
 		e.fail(http.StatusForbidden, "launch: asked for through a proxy (X-Forwarded-For)")
 		return
 	}
-	if port := e.rep.Caller.Port(); port == 0 || port >= 1024 {
+	if port := e.rep.Caller.Port(); !e.h.anyPort && (port == 0 || port >= 1024) {
 		e.fail(http.StatusForbidden, "launch: source port is not below 1024")
 		return
 	}

@@ -1,6 +1,12 @@
 package metadata
 
-import "context"
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"time"
+)
 
 // Launch is what a launch ticket gives the instance's initrd; see TICKET.md.
 type Launch struct {
@@ -26,6 +32,19 @@ type Launch struct {
 	// Reclaims is how often a ticket may be claimed again before it is
 	// completed, renewals not counted; default 16.
 	Reclaims int `yaml:"reclaims"`
+}
+
+// LaunchID tells one launch of the instance from another: it changes with the
+// image and with launch-time. It is "" without a launch.
+func (in *Instance) LaunchID() string {
+	l := in.Launch
+	if l == nil {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(strings.Join([]string{
+		l.Format, l.Store, l.Endpoint, l.Manifest, l.ManifestSHA256, l.Certificate, in.LaunchTime.UTC().Format(time.RFC3339Nano),
+	}, "\x00")))
+	return hex.EncodeToString(sum[:16])
 }
 
 // Launcher serves the launch tickets' endpoint. Package launch has the one

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -32,8 +33,8 @@ func (p Problem) Error() string {
 // checker collects the problems of one record.
 type checker struct{ problems []Problem }
 
-func (c *checker) bad(path, format string, a ...any) {
-	c.problems = append(c.problems, Problem{path, fmt.Sprintf(format, a...)})
+func (c *checker) bad(at, format string, a ...any) {
+	c.problems = append(c.problems, Problem{at, fmt.Sprintf(format, a...)})
 }
 
 // Complete fills in the defaults and returns everything that is wrong with the
@@ -434,6 +435,20 @@ func (l *Launch) check(c *checker) {
 		c.bad("launch.reclaims", "%d is negative", l.Reclaims)
 	}
 	l.Credentials.check(c, "launch.credentials", false)
+	if s := l.Credentials.STS; s != nil && s.Policy == "" {
+		s.Policy = l.policy()
+	}
+}
+
+// policy allows reading the image's objects, which all stand beside its
+// manifest, and nothing else.
+func (l *Launch) policy() string {
+	dir := strings.TrimPrefix(l.Store, "s3://")
+	if d := path.Dir(l.Manifest); d != "." {
+		dir = strings.TrimSuffix(dir, "/") + "/" + d
+	}
+	return `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject"],"Resource":[` +
+		quote("arn:aws:s3:::"+strings.TrimSuffix(dir, "/")+"/*") + `]}]}`
 }
 
 // validID reports whether an instance id is one path segment that no client

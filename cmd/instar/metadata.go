@@ -12,10 +12,13 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
+	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/metadata/dirsource"
+	"github.com/instar-image/instar/metadata/launch"
 	"github.com/instar-image/instar/metadata/server"
+	"github.com/instar-image/instar/metadata/sts"
 )
 
 // The commands of the metadata server.
@@ -51,7 +54,7 @@ is a YAML file; docs/metadata.md describes it and how to begin.`),
 
 type serveOptions struct {
 	instances, state, control, admin string
-	accessLog                        string
+	accessLog, ec2Key                string
 	listen, hosts                    []string
 	rate, burst, connections         int
 }
@@ -88,6 +91,7 @@ and watchdog are told to systemd.`, `
 	f.number(&o.rate, "rate", "", "answer at most `N` requests a second to each instance; 0 is no limit", ofUs, test)
 	f.number(&o.burst, "burst", "", "let `N` requests at once be within the rate; default twice the rate", ofUs, test)
 	f.number(&o.connections, "max-connections", "", "keep at most `N` connections open", ofUs, test)
+	f.text(&o.ec2Key, "ec2-key", "", "private key in `FILE` that opens EC2 bundles for launch tickets, PEM", ofUs, test)
 	f.list(&o.hosts, "host", "", "accept `NAME` in the Host header, beside addresses, localhost and instance-data", ofUs, test)
 	completeFiles(cmd, "instances")
 	completeFiles(cmd, "state")
@@ -131,6 +135,9 @@ func runMetadataServe(ctx context.Context, a *app, o *serveOptions) error {
 			return failf(exitFile, "%w", err)
 		}
 	}
+	if err := addLauncher(&so, o.ec2Key); err != nil {
+		return err
+	}
 	access, err := openAccessLog(a, o.accessLog)
 	if err != nil {
 		return err
@@ -142,6 +149,28 @@ func runMetadataServe(ctx context.Context, a *app, o *serveOptions) error {
 		}
 	}
 	return server.Run(ctx, so)
+}
+
+// addLauncher lets the server mint credentials and give out launch tickets.
+func addLauncher(so *server.Options, ec2Key string) error {
+	if so.Metadata.State == nil {
+		so.Metadata.State = metadata.NewState()
+	}
+	so.Metadata.Keys = metadata.NewKeyRing(sts.Minter{})
+	lo := launch.Options{State: so.Metadata.State, Keys: so.Metadata.Keys}
+	if ec2Key != "" {
+		key, err := keys.ReadPrivateKey(ec2Key)
+		if err != nil {
+			return failf(exitFile, "--ec2-key: %w", err)
+		}
+		lo.EC2Key = key
+	}
+	l, err := launch.New(lo)
+	if err != nil {
+		return err
+	}
+	so.Metadata.Launcher = l
+	return nil
 }
 
 func openAccessLog(a *app, name string) (io.Writer, error) {

@@ -149,12 +149,23 @@ func (r *running) controlHandler() http.Handler {
 	handle("POST /v1/instances/{id}/revoke", func(q *http.Request) (any, error) {
 		return r.update(q, "tokens revoked", func(l *metadata.Live) error { l.Generation++; return nil })
 	})
-	handle("POST /v1/instances/{id}/ticket/withdraw", func(q *http.Request) (any, error) {
-		return r.update(q, "launch ticket withdrawn", func(l *metadata.Live) error { l.Ticket.Completed = true; return nil })
-	})
-	handle("POST /v1/instances/{id}/ticket/renew", func(q *http.Request) (any, error) {
-		return r.update(q, "launch ticket made good again", func(l *metadata.Live) error { l.Ticket = metadata.TicketState{}; return nil })
-	})
+	ticket := func(what string, completed bool) func(*http.Request) (any, error) {
+		return func(q *http.Request) (any, error) {
+			in, err := r.instance(q)
+			if err != nil {
+				return nil, err
+			}
+			if in.Launch == nil {
+				return nil, &metadata.Refusal{Status: http.StatusConflict, Reason: "the instance's record has no launch"}
+			}
+			return r.update(q, what, func(l *metadata.Live) error {
+				l.Ticket = metadata.TicketState{Launch: in.LaunchID(), Completed: completed}
+				return nil
+			})
+		}
+	}
+	handle("POST /v1/instances/{id}/ticket/withdraw", ticket("launch ticket withdrawn", true))
+	handle("POST /v1/instances/{id}/ticket/renew", ticket("launch ticket made good again", false))
 	handle("POST /v1/reload", func(*http.Request) (any, error) {
 		if r.o.Reload == nil {
 			return nil, &metadata.Refusal{Status: http.StatusConflict, Reason: "this source of records cannot be reloaded"}
@@ -209,6 +220,8 @@ func (r *running) summary(in *metadata.Instance, live metadata.Live) Summary {
 	slices.Sort(s.Events)
 	switch t := live.Ticket; {
 	case in.Launch == nil:
+	case t.Launch != in.LaunchID():
+		s.Ticket = "unclaimed"
 	case t.Completed:
 		s.Ticket = "completed"
 	case t.Claims > 0:

@@ -311,7 +311,9 @@ func TestControl(t *testing.T) {
 			t.Fatal(err)
 		}
 		control := filepath.Join(dir, "run", "ctl.sock")
-		s := start(t, Options{Metadata: metadata.Options{Source: source(t, record("i-1", "127.0.0.1"), record("i-2", "127.0.0.2")), State: st}, Control: control})
+		launched := record("i-2", "127.0.0.2")
+		launched.Launch = &metadata.Launch{Format: "ec2", Store: "s3://b", Manifest: "m", Certificate: "x"}
+		s := start(t, Options{Metadata: metadata.Options{Source: source(t, record("i-1", "127.0.0.1"), launched), State: st}, Control: control})
 		if fi, err := os.Stat(control); err != nil || fi.Mode().Perm() != 0o660 {
 			t.Errorf("the control socket: %v, %v", fi, err)
 		}
@@ -356,6 +358,18 @@ func TestControl(t *testing.T) {
 	}
 	if code, _ := s.get(t, "GET", instanceID, "X-aws-ec2-metadata-token: "+tok); code != 401 {
 		t.Errorf("a revoked token: %d", code)
+	}
+	if _, err := ctl.WithdrawTicket(ctx, "i-1"); err == nil || !strings.Contains(err.Error(), "no launch") {
+		t.Errorf("withdrawing what is not there: %v", err)
+	}
+	if list[1].Ticket != "unclaimed" || list[0].Ticket != "" {
+		t.Errorf("tickets: %+v", list)
+	}
+	if d, err := ctl.WithdrawTicket(ctx, "i-2"); err != nil || d.Ticket != "completed" {
+		t.Errorf("withdrawing: %+v, %v", d, err)
+	}
+	if d, err := ctl.RenewTicket(ctx, "i-2"); err != nil || d.Ticket != "unclaimed" {
+		t.Errorf("renewing: %+v, %v", d, err)
 	}
 	if _, err := ctl.Reload(ctx); err == nil {
 		t.Error("a source that cannot be reloaded was")

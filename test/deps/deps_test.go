@@ -26,6 +26,7 @@ var sideways = []struct{ from, to string }{
 	{"agent/capture", "initrd"},        // the kernel and initrd travel with the image
 	{"agent/capture", "metadata/imds"}, // --inherit asks the machine's metadata
 	{"initrd/boot", "agent/inject"},
+	{"initrd/boot", "metadata/ticket"}, // the client's half of launch tickets
 	{"initrd/launch", "metadata"},
 }
 

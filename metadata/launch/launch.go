@@ -1,0 +1,318 @@
+// Package launch gives out launch tickets: the server's half of
+// metadata/TICKET.md.
+//
+// What goes in: an instance's record and the body of its request. What comes
+// out: a ticket, sealed to the request's recipient. For EC2 bundles it plays
+// the cloud with the ec2 private key. It reads the image's manifest from the
+// record's store, mints credentials where the record asks for it, and keeps
+// how far a ticket has got in [metadata.State].
+package launch
+
+import (
+	"bytes"
+	"context"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/instar-image/instar/bundle/ec2"
+	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/metadata"
+	"github.com/instar-image/instar/metadata/ticket"
+	"github.com/instar-image/instar/upload"
+)
+
+// Options say what a launcher uses. State and Keys are required.
+type Options struct {
+	State metadata.State
+	Keys  *metadata.KeyRing
+	// EC2Key is the cloud's private key, for EC2 bundles; nil refuses them.
+	EC2Key *rsa.PrivateKey
+	// Open opens a store; default upload.Open.
+	Open func(ctx context.Context, url string, o upload.Options) (upload.Store, error)
+	// Valid is how long presigned URLs are good; default one hour.
+	Valid time.Duration
+}
+
+// Launcher gives out tickets. It is made by [New].
+type Launcher struct{ o Options }
+
+var _ metadata.Launcher = (*Launcher)(nil)
+
+// New returns a launcher.
+func New(o Options) (*Launcher, error) {
+	if o.State == nil || o.Keys == nil {
+		return nil, errors.New("launch tickets: a state and a key ring are needed")
+	}
+	if o.Open == nil {
+		o.Open = upload.Open
+	}
+	if o.Valid == 0 {
+		o.Valid = time.Hour
+	}
+	return &Launcher{o}, nil
+}
+
+func refuse(status int, format string, a ...any) error {
+	return &metadata.Refusal{Status: status, Reason: fmt.Sprintf(format, a...)}
+}
+
+// maxManifest is the most a bundle's manifest may have, in bytes.
+const maxManifest = 8 << 20
+
+// Claim makes the ticket, notes who has it, and returns it sealed.
+func (l *Launcher) Claim(ctx context.Context, in *metadata.Instance, body []byte) ([]byte, error) {
+	text, recipient, err := parse(body)
+	if err != nil {
+		return nil, err
+	}
+	// What can be refused is refused before anything is fetched or minted.
+	if _, err := next(l.o.State.Live(in.ID).Ticket, in, text); err != nil {
+		return nil, err
+	}
+	t, err := l.make(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := json.Marshal(t)
+	if err != nil {
+		return nil, fmt.Errorf("making the ticket: %w", err)
+	}
+	var sealed bytes.Buffer
+	w, err := age.Encrypt(&sealed, recipient)
+	if err == nil {
+		_, err = w.Write(plain)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sealing the ticket: %w", err)
+	}
+	var note string
+	err = l.o.State.Update(ctx, in.ID, func(live *metadata.Live) error {
+		s, err := next(live.Ticket, in, text)
+		if err != nil {
+			return err
+		}
+		switch {
+		case s.Renewals > 0 && s.Holder == live.Ticket.Holder && s.Launch == live.Ticket.Launch:
+			note = fmt.Sprintf("launch: renewed (%d)", s.Renewals)
+		case s.Claims == 1:
+			note = "launch: claimed"
+		default:
+			note = fmt.Sprintf("launch: claimed again (%d)", s.Claims)
+		}
+		live.Ticket = s
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	metadata.Note(ctx, note)
+	return sealed.Bytes(), nil
+}
+
+// Complete withdraws the ticket.
+func (l *Launcher) Complete(ctx context.Context, in *metadata.Instance, body []byte) error {
+	text, _, err := parse(body)
+	if err != nil {
+		return err
+	}
+	note := "launch: completed"
+	err = l.o.State.Update(ctx, in.ID, func(live *metadata.Live) error {
+		s := live.Ticket
+		switch {
+		case s.Launch != in.LaunchID() || s.Holder != digest(text):
+			return refuse(http.StatusConflict, "only who holds the ticket can complete it")
+		case s.Completed:
+			note = "launch: completed already"
+		}
+		live.Ticket.Completed = true
+		return nil
+	})
+	if err == nil {
+		metadata.Note(ctx, note)
+	}
+	return err
+}
+
+// parse reads a request and returns its recipient, as text and for use.
+func parse(body []byte) (string, age.Recipient, error) {
+	var q ticket.Request
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&q); err != nil || dec.More() {
+		return "", nil, refuse(http.StatusBadRequest, "the body is not a ticket request")
+	}
+	if q.Version != ticket.Version {
+		return "", nil, refuse(http.StatusBadRequest, "version %d of ticket requests is not known", q.Version)
+	}
+	if x, err := age.ParseX25519Recipient(q.Recipient); err == nil {
+		return x.String(), x, nil
+	}
+	if pq, err := age.ParseHybridRecipient(q.Recipient); err == nil {
+		return pq.String(), pq, nil
+	}
+	return "", nil, refuse(http.StatusBadRequest, "the recipient is not an age recipient (age1… or age1pq1…)")
+}
+
+// next is the state after a claim by the recipient, or the refusal.
+func next(s metadata.TicketState, in *metadata.Instance, recipient string) (metadata.TicketState, error) {
+	if id := in.LaunchID(); s.Launch != id {
+		s = metadata.TicketState{Launch: id}
+	}
+	holder := digest(recipient)
+	switch {
+	case s.Completed:
+		return s, refuse(http.StatusGone, "the ticket was completed or withdrawn")
+	case s.Claims > 0 && s.Holder == holder:
+		s.Renewals++
+	case s.Claims > in.Launch.Reclaims:
+		return s, refuse(http.StatusForbidden, "the ticket was claimed too often (%d times)", s.Claims)
+	default:
+		s.Claims++
+		s.Holder = holder
+	}
+	return s, nil
+}
+
+// digest names a recipient.
+func digest(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:16])
+}
+
+// make assembles the ticket.
+func (l *Launcher) make(ctx context.Context, in *metadata.Instance) (*ticket.Ticket, error) {
+	r := in.Launch
+	t := &ticket.Ticket{
+		Version: ticket.Version, InstanceID: in.ID, Format: r.Format, Store: r.Store, Endpoint: r.Endpoint, Region: r.Region,
+		CACert: r.CACert, Manifest: r.Manifest, ManifestSHA256: r.ManifestSHA256,
+	}
+	now := time.Now()
+	t.Expires = now.Add(l.o.Valid).UTC().Truncate(time.Second)
+	var creds *metadata.StaticKeys
+	if c := &r.Credentials; c.Static != nil || c.File != "" || c.STS != nil {
+		k, _, err := l.o.Keys.Get(ctx, in.ID, c, now)
+		if err != nil {
+			return nil, err
+		}
+		creds = &k
+		if k.Expiration.Before(t.Expires) {
+			t.Expires = k.Expiration.UTC()
+		}
+		if c.STS != nil {
+			// Long-lived keys are used for signing URLs only; these go along.
+			t.Credentials = &ticket.Credentials{AccessKeyID: k.AccessKeyID, SecretAccessKey: k.SecretAccessKey, SessionToken: k.Token, Expiration: k.Expiration.UTC()}
+		}
+	}
+	store, err := l.open(ctx, r, creds)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	if r.Format == "instar" {
+		t.Signers, t.IndexKey = r.Signers, r.IndexKey
+		return t, l.presign(ctx, store, t, r.Manifest)
+	}
+	m, err := l.unwrap(ctx, store, t, r)
+	if err != nil {
+		return nil, err
+	}
+	names := []string{r.Manifest}
+	for _, p := range m.Parts {
+		names = append(names, path.Join(path.Dir(r.Manifest), p.Filename))
+	}
+	return t, l.presign(ctx, store, t, names...)
+}
+
+func (l *Launcher) open(ctx context.Context, r *metadata.Launch, k *metadata.StaticKeys) (upload.Store, error) {
+	o := upload.Options{Endpoint: r.Endpoint, Region: r.Region}
+	if k != nil {
+		o.Credentials = &upload.Credentials{AccessKeyID: k.AccessKeyID, SecretAccessKey: k.SecretAccessKey, SessionToken: k.Token}
+	}
+	if r.CACert != "" {
+		f, err := os.CreateTemp("", "instar-ca")
+		if err != nil {
+			return nil, fmt.Errorf("opening the image's store: %w", err)
+		}
+		defer os.Remove(f.Name())
+		_, err = f.WriteString(r.CACert)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("opening the image's store: %w", err)
+		}
+		o.CACertFile = f.Name()
+	}
+	s, err := l.o.Open(ctx, r.Store, o)
+	if err != nil {
+		return nil, fmt.Errorf("opening the image's store: %w", err)
+	}
+	return s, nil
+}
+
+// unwrap reads the manifest, checks it against the record and opens its key.
+func (l *Launcher) unwrap(ctx context.Context, store upload.Store, t *ticket.Ticket, r *metadata.Launch) (*ec2.Manifest, error) {
+	if l.o.EC2Key == nil {
+		return nil, errors.New("EC2 bundles cannot be launched: the server has no ec2 private key (--ec2-key)")
+	}
+	cert, err := keys.ParseCertificate([]byte(r.Certificate))
+	if err != nil {
+		return nil, fmt.Errorf("the record's launch.certificate: %w", err)
+	}
+	pub, err := keys.PublicKey(cert)
+	if err != nil {
+		return nil, fmt.Errorf("the record's launch.certificate: %w", err)
+	}
+	data, _, err := upload.GetBytes(ctx, store, r.Manifest, maxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("reading the image's manifest: %w", err)
+	}
+	sum := sha256.Sum256(data)
+	t.ManifestSHA256 = hex.EncodeToString(sum[:])
+	if r.ManifestSHA256 != "" && r.ManifestSHA256 != t.ManifestSHA256 {
+		return nil, refuse(http.StatusForbidden, "the manifest in the store is not the record's: its SHA-256 is %s", t.ManifestSHA256)
+	}
+	m, err := ec2.ParseManifest(data)
+	if err != nil {
+		return nil, refuse(http.StatusForbidden, "the manifest is not valid: %v", err)
+	}
+	key, iv, err := m.Unwrap(l.o.EC2Key, ec2.Trust{Keys: []*rsa.PublicKey{pub}})
+	if err != nil {
+		return nil, refuse(http.StatusForbidden, "the manifest %s is not for this launch: %v", r.Manifest, err)
+	}
+	t.ManifestBytes, t.Certificate = data, r.Certificate
+	t.Key, t.IV = hex.EncodeToString(key[:]), hex.EncodeToString(iv[:])
+	return m, nil
+}
+
+// presign adds URLs for the objects, where the store can make them.
+func (l *Launcher) presign(ctx context.Context, store upload.Store, t *ticket.Ticket, names ...string) error {
+	p, ok := store.(upload.Presigner)
+	if !ok {
+		u, err := url.Parse(t.Store)
+		if t.Credentials != nil || err == nil && u.Scheme == "file" {
+			return nil
+		}
+		return fmt.Errorf("the store %s can make no presigned URLs: give launch.credentials.sts", t.Store)
+	}
+	t.Objects = make(map[string]string, len(names))
+	for _, name := range names {
+		u, err := p.PresignGet(ctx, name, time.Until(t.Expires))
+		if err != nil {
+			return fmt.Errorf("signing the URL of %s: %w", name, err)
+		}
+		t.Objects[name] = u
+	}
+	return nil
+}

@@ -1,0 +1,231 @@
+// Package ticket asks for launch tickets: the instance's half of
+// metadata/TICKET.md, for an initrd or an agent.
+//
+// What goes in: the metadata server's address. What comes out: a [Ticket]. The
+// package talks to that address alone, from a source port below 1024 unless
+// told otherwise, and keeps the secret that opens the ticket in memory.
+package ticket
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"filippo.io/age"
+	"golang.org/x/sys/unix"
+)
+
+// Version is the version of tickets this package knows.
+const Version = 1
+
+// Request is the body of both of the endpoint's requests.
+type Request struct {
+	Version   int    `json:"version"`
+	Recipient string `json:"recipient"`
+}
+
+// Ticket is what an instance needs to fetch and open its image. TICKET.md
+// describes the members; String shows none of its secrets.
+type Ticket struct {
+	Version    int    `json:"version"`
+	InstanceID string `json:"instance-id"`
+	Format     string `json:"format"` // ec2 or instar
+
+	Store    string `json:"store"`
+	Endpoint string `json:"endpoint,omitempty"`
+	Region   string `json:"region,omitempty"`
+	CACert   string `json:"ca-cert,omitempty"`
+
+	Manifest       string `json:"manifest"`
+	ManifestSHA256 string `json:"manifest-sha256"`
+	ManifestBytes  []byte `json:"manifest-bytes,omitempty"`
+	Certificate    string `json:"certificate,omitempty"`
+	Key            string `json:"key,omitempty"`
+	IV             string `json:"iv,omitempty"`
+	Signers        string `json:"signers,omitempty"`
+	IndexKey       string `json:"index-key,omitempty"`
+
+	Objects     map[string]string `json:"objects,omitempty"`
+	Credentials *Credentials      `json:"credentials,omitempty"`
+	Expires     time.Time         `json:"expires"`
+}
+
+// Credentials are S3 credentials for the image's objects.
+type Credentials struct {
+	AccessKeyID     string    `json:"access-key-id"`
+	SecretAccessKey string    `json:"secret-access-key"`
+	SessionToken    string    `json:"session-token,omitempty"`
+	Expiration      time.Time `json:"expiration"`
+}
+
+// String names the ticket without its secrets.
+func (t *Ticket) String() string {
+	return fmt.Sprintf("launch ticket of %s for %s (%s) in %s", t.InstanceID, t.Manifest, t.Format, t.Store)
+}
+
+// GoString is String: %#v must not print keys.
+func (t *Ticket) GoString() string { return t.String() }
+
+// StatusError is a refusal.
+type StatusError struct {
+	Status int    // HTTP
+	Reason string // the server's, one line
+}
+
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("the metadata server answered %d: %s", e.Status, e.Reason)
+}
+
+// Client asks for the ticket of the instance it runs on. It is not for
+// concurrent use.
+type Client struct {
+	base     string
+	http     *http.Client
+	identity *age.X25519Identity
+	token    string
+}
+
+// Options say how to ask. The zero value is right on an instance.
+type Options struct {
+	// AnyPort does without a source port below 1024, which needs root. Only
+	// private servers take such requests.
+	AnyPort bool
+	// Timeout bounds each request; default 30 s.
+	Timeout time.Duration
+}
+
+// maxTicket is the most an answer may have, in bytes.
+const maxTicket = 16 << 20
+
+// New returns a client of the server at base, "http://169.254.169.254", with a
+// recipient of its own: it is one claim.
+func New(base string, o Options) (*Client, error) {
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		return nil, fmt.Errorf("making the ticket's recipient: %w", err)
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 30 * time.Second
+	}
+	// Metadata is never asked for through a proxy, and never follows elsewhere.
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext}
+	if !o.AnyPort {
+		tr.DialContext = dialPrivileged
+	}
+	return &Client{base: strings.TrimRight(base, "/"), identity: id, http: &http.Client{
+		Transport: tr, Timeout: o.Timeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+// dialPrivileged connects from a port below 1024.
+func dialPrivileged(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var serr error
+		err := c.Control(func(fd uintptr) { serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		return errors.Join(err, serr)
+	}}
+	var err error
+	for port := 1023; port >= 512; port-- {
+		d.LocalAddr = &net.TCPAddr{Port: port}
+		var c net.Conn
+		if c, err = d.DialContext(ctx, network, addr); err == nil {
+			return c, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			break
+		}
+	}
+	if errors.Is(err, unix.EACCES) {
+		return nil, fmt.Errorf("asking from a port below 1024 needs root: %w", err)
+	}
+	return nil, err
+}
+
+// Claim asks for the ticket; called again, it renews it.
+func (c *Client) Claim(ctx context.Context) (*Ticket, error) {
+	sealed, err := c.post(ctx, "/latest/api/instar/launch")
+	if err != nil {
+		return nil, fmt.Errorf("claiming the launch ticket: %w", err)
+	}
+	r, err := age.Decrypt(bytes.NewReader(sealed), c.identity)
+	if err != nil {
+		return nil, fmt.Errorf("opening the launch ticket: %w", err)
+	}
+	b, err := io.ReadAll(io.LimitReader(r, maxTicket))
+	if err != nil {
+		return nil, fmt.Errorf("opening the launch ticket: %w", err)
+	}
+	t := new(Ticket)
+	if err := json.Unmarshal(b, t); err != nil {
+		return nil, fmt.Errorf("reading the launch ticket: %w", err)
+	}
+	if t.Version != Version {
+		return nil, fmt.Errorf("reading the launch ticket: it has version %d, this program knows %d: use the initrd of the server's release", t.Version, Version)
+	}
+	return t, nil
+}
+
+// Complete ends the ticket: the image is on the local disk.
+func (c *Client) Complete(ctx context.Context) error {
+	if _, err := c.post(ctx, "/latest/api/instar/launch/complete"); err != nil {
+		return fmt.Errorf("completing the launch ticket: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) post(ctx context.Context, path string) ([]byte, error) {
+	body, err := json.Marshal(Request{Version, c.identity.Recipient().String()})
+	if err != nil {
+		return nil, err
+	}
+	for attempt := 0; ; attempt++ {
+		if c.token == "" {
+			token, err := c.do(ctx, http.MethodPut, "/latest/api/token", nil, http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"21600"}})
+			if err != nil {
+				return nil, err
+			}
+			c.token = string(token)
+		}
+		b, err := c.do(ctx, http.MethodPost, path, body, http.Header{"X-Aws-Ec2-Metadata-Token": {c.token}, "Content-Type": {"application/json"}})
+		var refused *StatusError
+		if errors.As(err, &refused) && refused.Status == http.StatusUnauthorized && attempt == 0 {
+			c.token = "" // expired, or the server was started anew
+			continue
+		}
+		return b, err
+	}
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body []byte, h http.Header) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header = h
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(res.Body, maxTicket))
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusNoContent {
+		reason := http.StatusText(res.StatusCode)
+		if strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain") {
+			reason, _, _ = strings.Cut(strings.TrimSpace(string(b)), "\n")
+		}
+		return nil, &StatusError{res.StatusCode, reason[:min(len(reason), 300)]}
+	}
+	return b, nil
+}
