@@ -42,6 +42,7 @@ type Result struct {
 	Stdout, Stderr string
 	Ops            []Op // all that counted
 	Hit            bool // the fault happened
+	Failed         Op   // the operation it happened to, the last one with Fault.From
 }
 
 // calls are the system calls that change files, and which argument names the file.
@@ -135,7 +136,7 @@ func run(f Fault, env []string, program string, args []string) (Result, error) {
 	}
 	return Result{
 		Code: cmd.ProcessState.ExitCode(), Stdout: stdout.String(), Stderr: stderr.String(),
-		Ops: s.ops, Hit: s.hit,
+		Ops: s.ops, Hit: s.hit, Failed: s.failed,
 	}, nil
 }
 
@@ -146,6 +147,7 @@ type supervisor struct {
 	until    time.Time
 	ops      []Op
 	hit      bool
+	failed   Op
 }
 
 // serve answers the kernel's notifications until the program has ended.
@@ -185,7 +187,7 @@ func (s *supervisor) one() error {
 		s.ops = append(s.ops, op)
 		n := len(s.ops)
 		if n == s.fault.At || s.fault.From && s.fault.At > 0 && n > s.fault.At {
-			s.hit = true
+			s.hit, s.failed = true, op
 			if s.fault.Errno == 0 {
 				// With what it started: a child may be the one that stands still.
 				return unix.Kill(-s.pid, unix.SIGKILL)
