@@ -106,12 +106,24 @@ func fetchFile(ctx context.Context, s Store, root *os.Root, f Fetch, o TransferO
 			return n, true, nil
 		}
 	}
+	for try := 1; ; try++ {
+		size, err := fetchObject(ctx, s, root, f, o)
+		again := errors.Is(err, ErrChanged) || errors.Is(err, ErrCorrupt)
+		if !again || try == corruptTries || ctx.Err() != nil {
+			return size, false, err
+		}
+	}
+}
+
+// fetchObject fetches what the object is now: ErrChanged if it is replaced
+// meanwhile, ErrCorrupt if it is not what it should be.
+func fetchObject(ctx context.Context, s Store, root *os.Root, f Fetch, o TransferOptions) (size int64, err error) {
 	obj, err := s.Stat(ctx, f.Key)
 	if err != nil {
-		return 0, false, err
+		return 0, err
 	}
 	if f.Size != 0 && obj.Size != f.Size {
-		return 0, false, newError("download", s.String(), f.Key, ErrCorrupt, fmt.Errorf("it has %d bytes, should have %d", obj.Size, f.Size))
+		return 0, newError("download", s.String(), f.Key, ErrCorrupt, fmt.Errorf("it has %d bytes, should have %d", obj.Size, f.Size))
 	}
 	if f.Size == 0 {
 		o.Progress.Start(0, obj.Size)
@@ -123,43 +135,32 @@ func fetchFile(ctx context.Context, s Store, root *os.Root, f Fetch, o TransferO
 	temp := tempName(f.Name, hex.EncodeToString(tag[:6]))
 	file, err := root.OpenFile(temp, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
-		return 0, false, fmt.Errorf("download: %w", err)
+		return 0, fmt.Errorf("download: %w", err)
 	}
 	defer file.Close()
 	// Two downloads of one object into one directory would mix.
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return 0, false, fmt.Errorf("download: %s is being written by another process: %w", temp, err)
+		return 0, fmt.Errorf("download: %s is being written by another process: %w", temp, err)
 	}
 	if fi, err := file.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return 0, false, fmt.Errorf("download: %s is not a regular file", temp)
+		return 0, fmt.Errorf("download: %s is not a regular file", temp)
 	}
-	for try := 1; ; try++ {
-		err = fill(ctx, s, file, f, obj, o)
-		if err == nil {
-			break
-		}
+	if err := fill(ctx, s, file, f, obj, o); err != nil {
 		if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrChanged) {
-			// Nothing in it can be trusted.
-			if terr := file.Truncate(0); terr != nil {
-				return 0, false, fmt.Errorf("download: %s: %w", temp, terr)
-			}
-			if errors.Is(err, ErrCorrupt) && try < corruptTries && ctx.Err() == nil {
-				continue
-			}
-			root.Remove(temp)
+			root.Remove(temp) // nothing in it can be trusted
 		}
-		return 0, false, err
+		return 0, err
 	}
 	if err := file.Chmod(0o644); err != nil {
-		return 0, false, fmt.Errorf("download: %w", err)
+		return 0, fmt.Errorf("download: %w", err)
 	}
 	if err := file.Sync(); err != nil {
-		return 0, false, fmt.Errorf("download: %s: %w", temp, err)
+		return 0, fmt.Errorf("download: %s: %w", temp, err)
 	}
 	if err := root.Rename(temp, f.Name); err != nil {
-		return 0, false, fmt.Errorf("download: %w", err)
+		return 0, fmt.Errorf("download: %w", err)
 	}
-	return obj.Size, false, syncParent(root, f.Name)
+	return obj.Size, syncParent(root, f.Name)
 }
 
 // tempName is the name of an unfinished file.
@@ -221,12 +222,16 @@ func fill(ctx context.Context, s Store, file *os.File, f Fetch, obj Object, o Tr
 	got := at
 	o.Progress.Add(at)
 	if at < obj.Size {
-		r, _, err := s.Get(ctx, f.Key, GetOptions{Offset: at, IfMatch: obj.ETag})
+		r, now, err := s.Get(ctx, f.Key, GetOptions{Offset: at, IfMatch: obj.ETag})
 		if err != nil {
 			o.Progress.Add(-got)
 			return err
 		}
 		defer r.Close()
+		if now.Size != obj.Size {
+			o.Progress.Add(-got)
+			return newError("download", s.String(), f.Key, ErrChanged, nil)
+		}
 		if _, err := file.Seek(at, io.SeekStart); err != nil {
 			return fmt.Errorf("download: %w", err)
 		}

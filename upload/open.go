@@ -63,7 +63,7 @@ type Options struct {
 type Timeouts struct {
 	Connect time.Duration // TCP and TLS together; default 15 s
 	Stall   time.Duration // a body must move at least MinBytes in this much waiting; default 30 s
-	Reply   time.Duration // from the request's last byte to the reply's first; default 2 min
+	Reply   time.Duration // from the request's last byte (a bodyless one's beginning) to the reply's first; default 2 min
 	// MinBytes per Stall period; default 4096, so that a transfer that only
 	// trickles is begun anew. At least 1.
 	MinBytes int64
@@ -97,6 +97,9 @@ func Open(ctx context.Context, rawURL string, o Options) (Store, error) {
 	}
 	if rest, ok := strings.CutPrefix(rawURL, "s3://"); ok {
 		bucket, prefix, err := SplitLocation(rest)
+		if strings.HasPrefix(rest, "/") {
+			err = fmt.Errorf("store %q: want s3://BUCKET/PREFIX", rawURL)
+		}
 		if err != nil {
 			return nil, err
 		}

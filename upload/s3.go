@@ -90,7 +90,6 @@ func openS3(ctx context.Context, bucket, prefix string, o Options) (Store, error
 		// choosing. It becomes an error that says where it pointed.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	chosen := cfg.RequestChecksumCalculation != 0
 	s.client = s3.NewFromConfig(cfg, func(so *s3.Options) {
 		if o.Endpoint != "" {
 			so.BaseEndpoint = aws.String(o.Endpoint)
@@ -100,12 +99,11 @@ func openS3(ctx context.Context, bucket, prefix string, o Options) (Store, error
 		if o.PathStyle != nil {
 			so.UsePathStyle = *o.PathStyle
 		}
-		// A trailing CRC-32 in an aws-chunked body is what many servers do
-		// not understand; we send Content-MD5 or SHA-256 in the header.
-		if !chosen {
-			so.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
-			so.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
-		}
+		// The SDK's default is a trailing CRC-32 in an aws-chunked body, which
+		// many servers do not understand; we send Content-MD5, or SHA-256, in
+		// the header.
+		so.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
+		so.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		so.Retryer = aws.NopRetryer{}
 		so.DisableLogOutputChecksumValidationSkipped = true
 		if o.PathStyle == nil && !custom && strings.Contains(bucket, ".") {
@@ -157,17 +155,22 @@ func (s *s3Store) attempts(ctx context.Context, op, key string, f func(ctx conte
 	err := s.opt.Retry.do(ctx, s.opt.OnRetry, func(ctx context.Context, _ int) error {
 		actx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		err := f(actx, last)
+		err := s.haveCredentials(actx, op, key)
+		if err == nil {
+			err = f(actx, last)
+		}
 		if err == nil {
 			return nil
 		}
 		e := s.classify(actx, op, key, err)
-		// Credentials that ended early are asked for anew, once.
-		if e.Code == "ExpiredToken" && !expired {
+		// Credentials that ended early are asked for anew, once. A HEAD's
+		// refusal has no code: it may be this, or the clock, which the SDK
+		// has now learnt.
+		if (e.Code == "ExpiredToken" || e.Status == http.StatusForbidden && e.Code == "") && !expired {
 			if c, ok := s.creds.(interface{ Invalidate() }); ok {
 				c.Invalidate()
-				e.retry, expired = true, true
 			}
+			e.retry, expired = true, true
 		}
 		if last != nil {
 			e.unclear = e.unclear || last.unclear
@@ -182,4 +185,22 @@ func (s *s3Store) attempts(ctx context.Context, op, key string, f func(ctx conte
 		return e
 	}
 	return newError(op, s.String(), key, nil, err)
+}
+
+// haveCredentials asks the chain for credentials, which it caches, so that
+// their lack is told from a refused request.
+func (s *s3Store) haveCredentials(ctx context.Context, op, key string) error {
+	if s.opt.Anonymous {
+		return nil
+	}
+	_, err := s.creds.Retrieve(ctx)
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return newError(op, s.String(), key, nil, context.Cause(ctx))
+	}
+	e := newError(op, s.String(), key, ErrCredentials, innermost(err))
+	e.Advice = "give an access key and secret key, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or run on an instance with a role"
+	return e
 }

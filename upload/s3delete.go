@@ -59,10 +59,15 @@ func (s *s3Store) deleteSome(ctx context.Context, batch []Version) []*Error {
 			}
 		}
 		out, err := s.client.DeleteObjects(ctx, &s3.DeleteObjectsInput{
-			Bucket: &s.bucket, Delete: &types.Delete{Objects: objs, Quiet: aws.Bool(true)},
+			Bucket: &s.bucket, Delete: &types.Delete{Objects: objs},
 		}, withContentMD5)
 		if err != nil {
 			return s.classify(ctx, "delete", "", err)
+		}
+		// Every object must be answered for: silence is no success.
+		if len(out.Deleted)+len(out.Errors) < len(left) {
+			return retryable(newError("delete", s.String(), "", nil,
+				fmt.Errorf("the reply tells of %d objects, %d were to be deleted", len(out.Deleted)+len(out.Errors), len(left))))
 		}
 		again := map[objectVersion]bool{}
 		var worst *Error

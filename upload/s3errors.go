@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	smithy "github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -38,6 +39,7 @@ var codes = map[string]struct {
 	"BucketAlreadyExists":                {kind: ErrAccess},
 	"InvalidAccessKeyId":                 {kind: ErrCredentials},
 	"SignatureDoesNotMatch":              {kind: ErrCredentials},
+	"XAdminUserNotFound":                 {kind: ErrCredentials}, // versitygw
 	"InvalidToken":                       {kind: ErrCredentials},
 	"InvalidTokenId":                     {kind: ErrCredentials},
 	"ExpiredToken":                       {kind: ErrCredentials},
@@ -125,7 +127,7 @@ func (s *s3Store) byReply(e *Error, re *smithyhttp.ResponseError) {
 		e.Kind = ErrUnsupported
 	case e.Status == http.StatusInsufficientStorage:
 		e.Kind = ErrNoSpace
-	case e.Status == http.StatusTooManyRequests, e.Status == http.StatusRequestTimeout, e.Status >= 500:
+	case e.Status == http.StatusExpectationFailed, e.Status == http.StatusTooManyRequests, e.Status == http.StatusRequestTimeout, e.Status >= 500:
 		e.retry = true
 	case e.Status == http.StatusTemporaryRedirect:
 		e.Kind, e.retry = ErrBucketElsewhere, true
@@ -245,7 +247,7 @@ func (s *s3Store) redact(text string) string {
 // printable keeps a server's text on one line and of bounded length.
 func printable(t string) string {
 	t = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r

@@ -37,7 +37,12 @@ func (s *s3Store) headOnce(ctx context.Context, op, key string) (Object, error) 
 	if out.ContentLength == nil {
 		return Object{}, retryable(newError(op, s.String(), key, nil, errors.New("the reply tells no size")))
 	}
-	return s.object(key, *out.ContentLength, out.ETag, out.LastModified, out.ServerSideEncryption, out.ChecksumSHA256), nil
+	if plainETag(out.ETag) == "" {
+		return Object{}, retryable(newError(op, s.String(), key, nil, errors.New("the reply has no ETag")))
+	}
+	o := s.object(key, *out.ContentLength, out.ETag, out.LastModified, out.ServerSideEncryption, out.ChecksumSHA256)
+	o.mark = out.Metadata[markName]
+	return o, nil
 }
 
 func (s *s3Store) object(key string, size int64, etag *string, mod *time.Time, sse types.ServerSideEncryption, sha *string) Object {
@@ -138,6 +143,9 @@ func (r *s3Reader) open(octx context.Context) error {
 	if out.ContentLength == nil || *out.ContentLength < 0 {
 		return bad("the reply tells no length")
 	}
+	if plainETag(out.ETag) == "" {
+		return bad("the reply has no ETag: it is no object")
+	}
 	n, size := *out.ContentLength, *out.ContentLength
 	if ranged {
 		var first, last, total int64
@@ -160,6 +168,17 @@ func (r *s3Reader) open(octx context.Context) error {
 	// Not every server knows If-Match on GET.
 	if r.etag != "" && r.etag != obj.ETag || r.obj.Key != "" && r.obj.Size != obj.Size {
 		return fail(newError("get", r.s.String(), r.key, ErrChanged, nil))
+	}
+	if aws.ToString(out.ContentEncoding) != "" {
+		// The object may have been stored so; else something on the way
+		// has compressed it, and its length tells.
+		have, err := r.s.headOnce(octx, "get", r.key)
+		if err != nil {
+			return fail(err)
+		}
+		if have.Size != size {
+			return bad("it was compressed on the way")
+		}
 	}
 	r.obj, r.end, r.etag = obj, want, obj.ETag
 	r.body, r.cancel = out.Body, cancel

@@ -24,7 +24,7 @@ func (s *s3Store) List(ctx context.Context, prefix string) iter.Seq2[Object, err
 				if out, err = s.client.ListObjectsV2(ctx, in); err != nil {
 					return s.listError(ctx, prefix, err)
 				}
-				return nil
+				return s.listReply(prefix, out.Name, out.IsTruncated)
 			})
 			if err != nil {
 				yield(Object{}, err)
@@ -65,6 +65,15 @@ func (s *s3Store) listError(ctx context.Context, prefix string, err error) error
 	return e
 }
 
+// listReply refuses what the SDK takes for an empty list: no body, or XML of
+// another kind.
+func (s *s3Store) listReply(prefix string, name *string, truncated *bool) error {
+	if name == nil && truncated == nil {
+		return retryable(newError("list", s.String(), prefix, nil, errors.New("the reply is no list")))
+	}
+	return nil
+}
+
 func decodeKey(key string, enc types.EncodingType) string {
 	if enc != types.EncodingTypeUrl {
 		return key
@@ -85,7 +94,7 @@ func (s *s3Store) Versions(ctx context.Context, prefix string) iter.Seq2[Version
 				if out, err = s.client.ListObjectVersions(ctx, in); err != nil {
 					return s.listError(ctx, prefix, err)
 				}
-				return nil
+				return s.listReply(prefix, out.Name, out.IsTruncated)
 			})
 			if err != nil {
 				yield(Version{}, err)

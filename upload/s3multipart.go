@@ -3,8 +3,7 @@ package upload
 import (
 	"bytes"
 	"context"
-	"crypto/md5"
-	"encoding/hex"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,9 @@ import (
 // abortTime bounds the clearing away of a failed multipart upload.
 const abortTime = 30 * time.Second
 
+// markName is the name of the metadata that identifies a multipart upload.
+const markName = "instar-upload"
+
 // multipart is one multipart upload in progress.
 type multipart struct {
 	s   *s3Store
@@ -27,9 +29,14 @@ type multipart struct {
 	o   PutOptions
 	id  string
 
+	// mark is stored with the object as metadata: it tells whether the object
+	// that is there after a lost reply is this upload's.
+	mark   string
+	began  time.Time
+	orphan bool // an attempt to begin may have left another upload behind
+
 	mu    sync.Mutex
 	parts []types.CompletedPart // index is part number - 1
-	sums  []byte                // MD5s of the parts, in order
 }
 
 func (o PutOptions) partSize(size int64) int64 {
@@ -188,9 +195,12 @@ func (s *s3Store) sendSections(ctx context.Context, key string, o PutOptions, ne
 }
 
 func (m *multipart) create(ctx context.Context) error {
-	return m.s.do(ctx, "put", m.key, func(ctx context.Context) error {
+	m.began, m.mark = time.Now(), rand.Text()
+	return m.s.attempts(ctx, "put", m.key, func(ctx context.Context, last *Error) error {
+		m.orphan = last != nil && last.unclear
 		out, err := m.s.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
 			Bucket: &m.s.bucket, Key: m.s.full(m.key), ContentType: contentType(m.o), ACL: m.s.acl(m.o),
+			Metadata: map[string]string{markName: m.mark},
 		})
 		if err != nil {
 			e := m.s.classify(ctx, "put", m.key, err)
@@ -228,27 +238,23 @@ func (m *multipart) part(ctx context.Context, num int32, body *io.SectionReader)
 			return retryable(newError("put", s.String(), m.key, ErrCorrupt,
 				fmt.Errorf("part %d acknowledged with ETag %q, its MD5 is %x", num, etag, d.md5)))
 		}
-		m.done(num, etag, d.md5)
+		m.done(num, etag)
 		return nil
 	})
 }
 
 // done notes a finished part.
-func (m *multipart) done(num int32, etag string, sum []byte) {
+func (m *multipart) done(num int32, etag string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for int(num) > len(m.parts) {
 		m.parts = append(m.parts, types.CompletedPart{})
-		m.sums = append(m.sums, make([]byte, md5.Size)...)
 	}
 	m.parts[num-1] = types.CompletedPart{ETag: quoted(etag), PartNumber: &num}
-	copy(m.sums[int(num-1)*md5.Size:], sum)
 }
 
 func (m *multipart) complete(ctx context.Context, size int64) (Object, error) {
 	s := m.s
-	sum := md5.Sum(m.sums)
-	want := fmt.Sprintf("%s-%d", hex.EncodeToString(sum[:]), len(m.parts))
 	obj := Object{Key: m.key, Size: size}
 	err := s.attempts(ctx, "put", m.key, func(ctx context.Context, last *Error) error {
 		out, err := s.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
@@ -261,7 +267,7 @@ func (m *multipart) complete(ctx context.Context, size int64) (Object, error) {
 			// The upload is gone, or the condition fails, if an attempt
 			// whose reply was lost has completed it.
 			if (e.Code == "NoSuchUpload" || e.Kind == ErrExist) && last != nil && last.unclear {
-				if have, herr := s.Stat(ctx, m.key); herr == nil && have.ETag == want && have.Size == size {
+				if have, herr := s.Stat(ctx, m.key); herr == nil && have.mark == m.mark && have.Size == size {
 					obj.ETag, obj.Modified = have.ETag, have.Modified
 					return nil
 				}
@@ -276,13 +282,39 @@ func (m *multipart) complete(ctx context.Context, size int64) (Object, error) {
 	if err != nil {
 		return Object{}, err
 	}
+	m.clearOrphans(ctx)
 	return obj, nil
+}
+
+// clearOrphans aborts the uploads that lost replies to create have left behind:
+// of this key, begun since, and without a part.
+func (m *multipart) clearOrphans(ctx context.Context) {
+	if !m.orphan {
+		return
+	}
+	s := m.s
+	_, date, seen := s.server.get()
+	since := m.began.Add(date.Sub(seen)).Add(-2 * time.Second) // by the server's clock
+	out, err := s.client.ListMultipartUploads(ctx, &s3.ListMultipartUploadsInput{Bucket: &s.bucket, Prefix: s.full(m.key)})
+	if err != nil {
+		return // tidiness only; lifecycle rules do it too
+	}
+	for _, u := range out.Uploads {
+		if aws.ToString(u.Key) != *s.full(m.key) || aws.ToString(u.UploadId) == m.id || aws.ToTime(u.Initiated).Before(since) {
+			continue
+		}
+		parts, err := s.client.ListParts(ctx, &s3.ListPartsInput{Bucket: &s.bucket, Key: u.Key, UploadId: u.UploadId})
+		if err == nil && len(parts.Parts) == 0 {
+			s.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &s.bucket, Key: u.Key, UploadId: u.UploadId})
+		}
+	}
 }
 
 // abort removes the parts of an upload that failed, also after cancellation.
 func (m *multipart) abort(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTime)
 	defer cancel()
+	defer m.clearOrphans(ctx)
 	m.s.do(ctx, "put", m.key, func(ctx context.Context) error {
 		_, err := m.s.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
 			Bucket: &m.s.bucket, Key: m.s.full(m.key), UploadId: &m.id,
@@ -326,7 +358,7 @@ func (s *s3Store) copyParts(ctx context.Context, dst string, from *s3Store, have
 					return retryable(newError("copy", s.String(), dst, nil, errors.New("the reply has no result")))
 				}
 				etag := plainETag(out.CopyPartResult.ETag)
-				m.done(n, etag, etagMD5(etag))
+				m.done(n, etag)
 				return nil
 			})
 		})

@@ -246,6 +246,16 @@ func (s *s3Store) copyFrom(ctx context.Context, dst string, from *s3Store, src s
 	if o.IfNoneMatch || o.IfMatch != "" {
 		return Object{}, newError("copy", s.String(), dst, ErrUnsupported, errors.New("servers do not agree on conditional copies"))
 	}
+	for try := 1; ; try++ {
+		obj, err := s.copyNow(ctx, dst, from, src, o)
+		if !errors.Is(err, ErrChanged) || try == corruptTries || ctx.Err() != nil {
+			return obj, err
+		}
+	}
+}
+
+// copyNow copies what the source is now: ErrChanged if it is replaced meanwhile.
+func (s *s3Store) copyNow(ctx context.Context, dst string, from *s3Store, src string, o PutOptions) (Object, error) {
 	have, err := from.Stat(ctx, src)
 	if err != nil {
 		return Object{}, err

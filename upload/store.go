@@ -91,6 +91,8 @@ type Object struct {
 	MD5      []byte    // of the content; nil when the store does not tell (multipart or encrypted objects, directories)
 	SHA256   []byte    // of the content; nil when the store does not tell
 	Modified time.Time // by the store's clock
+
+	mark string // of the multipart upload that made it; only from HEAD
 }
 
 // ACL is a canned access control list, as x-amz-acl takes it.

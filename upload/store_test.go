@@ -2,8 +2,13 @@ package upload_test
 
 import (
 	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"flag"
 	"fmt"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -17,7 +22,12 @@ import (
 	"github.com/instar-image/instar/upload/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain lets many tests wait at a time: most of them wait for timeouts.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	flag.Set("test.parallel", "16")
+	goleak.VerifyTestMain(m)
+}
 
 // quick repeats without the pauses an operator's network needs.
 var quick = upload.Retry{Attempts: 4, Base: time.Millisecond, Max: 5 * time.Millisecond}
@@ -87,4 +97,21 @@ func TestMinIOTLS(t *testing.T) {
 func TestVersity(t *testing.T) {
 	o := serverOptions(servers.Versity(t))
 	storetest.Run(t, func(t *testing.T) upload.Store { return bucket(t, o) }, storetest.Options{})
+}
+
+func md5hex(b []byte) string {
+	sum := md5.Sum(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// rerun runs one test of this binary in another process.
+func rerun(t *testing.T, test string, env ...string) ([]byte, error) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^"+test+"$", "-test.count=1")
+	cmd.Env = append(os.Environ(), env...)
+	return cmd.CombinedOutput()
 }

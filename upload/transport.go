@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -63,17 +64,23 @@ type guard struct {
 	limits Timeouts
 	rate   *rate.Limiter
 	note   *serverNote
+
+	noExpect atomic.Bool // something on the way refuses "Expect: 100-continue"
 }
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	w := &watch{limits: g.limits, cancel: cancel}
 	req = req.WithContext(ctx)
+	if g.noExpect.Load() && req.Header.Get("Expect") != "" {
+		req.Header = req.Header.Clone()
+		req.Header.Del("Expect") // not signed
+	}
 	if req.Body != nil && req.Body != http.NoBody {
 		w.start(g.limits.Stall)
 		req.Body = &sendBody{g: g, w: w, ctx: ctx, r: req.Body, left: req.ContentLength}
 	} else {
-		w.start(g.limits.Connect + g.limits.Reply)
+		w.start(g.limits.Reply)
 	}
 	resp, err := g.next.RoundTrip(req)
 	w.stop()
@@ -83,6 +90,9 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	g.note.saw(resp)
+	if resp.StatusCode == http.StatusExpectationFailed {
+		g.noExpect.Store(true)
+	}
 	resp.Body = &recvBody{g: g, w: w, ctx: ctx, r: resp.Body}
 	return resp, nil
 }

@@ -65,14 +65,14 @@ func All() []Fault {
 // once: what it says is an answer, not a disturbance.
 func (f Fault) Permanent() bool {
 	switch f {
-	case Refused, NotFound, Redirect301, RefuseExpect:
+	case Refused, NotFound, Redirect301:
 		return true
 	}
 	return false
 }
 
-// applied tells whether the request is forwarded first.
-func (f Fault) applied() bool {
+// Applied tells whether the request reaches the server.
+func (f Fault) Applied() bool {
 	switch f {
 	case None, LostReply, ResetHeaders, ResetBody, Truncated, Shorter, Longer, StallReply, StallBody, Trickle, WrongBytes,
 		WrongETag, MissingETag, NoLength, Gzipped, Duplicated, Applied500, AppliedHTML:
@@ -146,8 +146,10 @@ func (p *Proxy) instead(f Fault, r *http.Request) *reply {
 func (f Fault) damage(r *reply) *reply {
 	switch f {
 	case Shorter:
-		r.body = r.body[:len(r.body)/2]
-		r.length = len(r.body)
+		if len(r.body) > 0 {
+			r.body = r.body[:len(r.body)/2]
+			r.length = len(r.body)
+		}
 	case Longer:
 		r.body = append(r.body, "and some more that nobody announced"...)
 	case WrongBytes:

@@ -24,6 +24,7 @@ type Request struct {
 	Method string
 	Path   string
 	Query  string
+	Range  string // the Range header
 	Fault  Fault
 }
 
@@ -32,6 +33,9 @@ func (r Request) String() string {
 	s := fmt.Sprintf("%d %s %s", r.Index, r.Method, r.Path)
 	if r.Query != "" {
 		s += "?" + r.Query
+	}
+	if r.Range != "" {
+		s += " " + r.Range
 	}
 	return strings.TrimSpace(s + " " + string(r.Fault))
 }
@@ -130,7 +134,7 @@ func (p *Proxy) Stray() []string {
 func (p *Proxy) note(r *http.Request) Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	q := Request{Index: len(p.log), Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery}
+	q := Request{Index: len(p.log), Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, Range: r.Header.Get("Range")}
 	if p.rule != nil {
 		q.Fault = p.rule(q)
 	}
@@ -168,7 +172,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rep := p.instead(f, r)
-	if f.applied() {
+	if f.Applied() {
 		if rep, err = p.forward(r, body); err != nil {
 			rep = errorReply(502, "BadGateway", err.Error())
 		}
