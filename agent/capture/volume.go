@@ -37,6 +37,10 @@ type VolumeOptions struct {
 	// UUID of the filesystem. nil keeps the volume's if the volume is a
 	// filesystem of its own; a mere directory gets one derived from its path.
 	UUID *[16]byte
+	// FS is the filesystem of the image: "" or "ext4", which is streamed, or
+	// "xfs" or "btrfs", which are made in a scratch file in Scratch, as large as
+	// their content.
+	FS, Scratch string
 }
 
 // Volume is a live volume, scanned and planned, nothing written yet.
@@ -45,9 +49,11 @@ type Volume struct {
 	Plan *ext4.Plan
 	Disk *disk.Disk
 
-	report Reporter
-	mu     sync.Mutex // covers changes
-	change []ext4.Change
+	opts    VolumeOptions
+	scratch *scratch // filesystems other than ext4, once made
+	report  Reporter
+	mu      sync.Mutex // covers changes
+	change  []ext4.Change
 }
 
 // PlanVolume scans a volume and plans its image. The result is to be closed.
@@ -64,11 +70,14 @@ func PlanVolume(ctx context.Context, o VolumeOptions, r Reporter) (*Volume, erro
 	if o.UUID != nil {
 		o.Root.RootSpec = fmt.Sprintf("UUID=%s", FormatUUID(*o.UUID))
 	}
+	if o.scratched() {
+		o.Root.RootType = o.FS
+	}
 	root, err := rootfs.Scan(ctx, o.Root)
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{Root: root, report: r}
+	v := &Volume{Root: root, opts: o, report: r}
 	if err := v.layOut(o, whole); err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
@@ -127,6 +136,9 @@ func (v *Volume) layOut(o VolumeOptions, whole bool) error {
 			return fmt.Errorf("%w: an image of %d bytes has no room for a filesystem", ErrOption, o.Size)
 		}
 	}
+	if o.scratched() {
+		return v.layOutScratch(o, fo)
+	}
 	plan, err := ext4.NewPlan(v.Root.Tree, fo)
 	var small *ext4.TooSmallError
 	if errors.As(err, &small) && o.SizeIfFits {
@@ -141,15 +153,22 @@ func (v *Volume) layOut(o VolumeOptions, whole bool) error {
 	return err
 }
 
-// Image is the volume as something to bundle, under a name.
-func (v *Volume) Image(name string) ec2.Image {
-	return ec2.Image{Name: name, Size: v.Disk.Size(), Map: v.Disk.Map(), Mtime: time.Now(), Mode: 0o644, Write: v.write}
-}
-
-func (v *Volume) write(ctx context.Context, w io.Writer) error {
-	return v.Disk.Write(ctx, w, func(w io.Writer) error {
-		return v.Plan.Write(ctx, w, v.Root.Source(), v.changed)
-	})
+// Image is the volume as something to bundle, under a name. For filesystems
+// other than ext4 this is where the scratch file is made, which takes a while.
+func (v *Volume) Image(ctx context.Context, name string) (ec2.Image, error) {
+	img := ec2.Image{Name: name, Mtime: time.Now(), Mode: 0o644}
+	fs := func(ctx context.Context, w io.Writer) error { return v.Plan.Write(ctx, w, v.Root.Source(), v.changed) }
+	if v.opts.scratched() {
+		if err := v.makeScratch(ctx); err != nil {
+			return img, err
+		}
+		fs = v.scratch.write
+	}
+	img.Size, img.Map = v.Disk.Size(), v.Disk.Map()
+	img.Write = func(ctx context.Context, w io.Writer) error {
+		return v.Disk.Write(ctx, w, func(w io.Writer) error { return fs(ctx, w) })
+	}
+	return img, nil
 }
 
 // changed takes note of a file that is not what the plan has.
@@ -185,8 +204,14 @@ func (v *Volume) Changes() []ext4.Change {
 	return v.change
 }
 
-// Close releases the volume.
-func (v *Volume) Close() error { return v.Root.Close() }
+// Close releases the volume and removes what scratch files there are.
+func (v *Volume) Close() error {
+	err := v.Root.Close()
+	if v.scratch != nil {
+		err = errors.Join(err, v.scratch.remove())
+	}
+	return err
+}
 
 // WriteImage writes an image to a new file, holes as holes. It appears under
 // its name when it is complete and on disk; until then, and for good after an

@@ -95,7 +95,11 @@ func runBundleVol(ctx context.Context, a *app, o *bundleVolOptions) error {
 	defer v.Close()
 	r.end()
 	a.checkSize(v.Disk.Size(), &o.imageOptions)
-	res, err := capture.Bundle(ctx, b, v.Image(name), dest, r)
+	img, err := v.Image(ctx, name)
+	if err != nil {
+		return err
+	}
+	res, err := capture.Bundle(ctx, b, img, dest, r)
 	r.end()
 	if err != nil {
 		return err
@@ -152,7 +156,7 @@ func (a *app) volumePlan(o *bundleVolOptions) (*capture.VolumeOptions, error) {
 			Volume: o.volume, All: o.all, Exclude: o.exclude, ExcludeLoose: o.strays, Include: o.include, NoFilter: o.noFilter,
 			Never: a.secretFiles(o),
 		},
-		Size: size, SizeIfFits: ifFits, Partition: kind,
+		Size: size, SizeIfFits: ifFits, Partition: kind, FS: o.fs,
 	}
 	if o.label != "" {
 		plan.Label = &o.label
@@ -166,6 +170,7 @@ func (a *app) volumePlan(o *bundleVolOptions) (*capture.VolumeOptions, error) {
 	if o.scratch == "" {
 		o.scratch = a.tempDir()
 	}
+	plan.Scratch = o.scratch
 	if o.script != "" {
 		if err := isFile(o.script, "--script"); err != nil {
 			return nil, err
@@ -328,7 +333,11 @@ func (a *app) clone(ctx context.Context, o *bundleVolOptions, plan *capture.Volu
 		return err
 	}
 	defer v.Close()
-	if err := capture.WriteImage(ctx, v.Image(name), path, r); err != nil {
+	img, err := v.Image(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := capture.WriteImage(ctx, img, path, r); err != nil {
 		return err
 	}
 	r.end()

@@ -3,12 +3,12 @@ package ui
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/term"
-	"os"
 )
 
 // Progress counts bytes towards a total and shows them: a line that is drawn
