@@ -76,7 +76,8 @@ func ReadImage(r io.Reader, name string, size int64) ec2.Image {
 	return ec2.Image{
 		Name: name, Size: size, Mtime: time.Now(), Mode: 0o644,
 		Write: func(ctx context.Context, w io.Writer) error {
-			n, err := io.CopyBuffer(w, ctxReader{ctx, io.LimitReader(r, size)}, make([]byte, 1<<20))
+			r := Interruptible(ctx, r)
+			n, err := io.CopyBuffer(w, io.LimitReader(r, size), make([]byte, 1<<20))
 			if err != nil {
 				return err
 			}
@@ -89,6 +90,75 @@ func ReadImage(r io.Reader, name string, size int64) ec2.Image {
 			return nil
 		},
 	}
+}
+
+// Interruptible returns a reader of r that ends with ctx's error at once, even
+// while r waits for a pipe that says nothing. The read that waits is left
+// behind: r must not be used any more after that.
+func Interruptible(ctx context.Context, r io.Reader) io.Reader {
+	i := &interruptible{ctx: ctx, pieces: make(chan piece), free: make(chan []byte, 2)}
+	i.free <- make([]byte, 1<<20)
+	i.free <- make([]byte, 1<<20)
+	go i.pump(r)
+	return i
+}
+
+type interruptible struct {
+	ctx    context.Context
+	pieces chan piece
+	free   chan []byte
+	at     piece
+	rest   []byte
+}
+
+type piece struct {
+	buf []byte
+	n   int
+	err error
+}
+
+func (i *interruptible) pump(r io.Reader) {
+	for {
+		var p piece
+		select {
+		case p.buf = <-i.free:
+		case <-i.ctx.Done():
+			return
+		}
+		p.n, p.err = r.Read(p.buf)
+		select {
+		case i.pieces <- p:
+		case <-i.ctx.Done():
+			return
+		}
+		if p.err != nil {
+			return
+		}
+	}
+}
+
+func (i *interruptible) Read(b []byte) (int, error) {
+	if err := i.ctx.Err(); err != nil {
+		return 0, err
+	}
+	for len(i.rest) == 0 {
+		if i.at.err != nil {
+			return 0, i.at.err
+		}
+		if i.at.buf != nil {
+			i.free <- i.at.buf
+		}
+		select {
+		case i.at = <-i.pieces:
+			i.rest = i.at.buf[:i.at.n]
+		case <-i.ctx.Done():
+			i.at.buf = nil
+			return 0, i.ctx.Err()
+		}
+	}
+	n := copy(b, i.rest)
+	i.rest = i.rest[n:]
+	return n, nil
 }
 
 // ctxReader ends with the context's error.

@@ -128,6 +128,11 @@ func (a *app) begin(cmd *cobra.Command) error {
 		a.batch = true
 	}
 	a.newUI()
+	for _, name := range []string{"secret-key", "delegation-token", "enc-key", "enc-iv"} {
+		if f := cmd.Flags().Lookup(name); f != nil {
+			hideSecrets(f.Value.String())
+		}
+	}
 	switch {
 	case a.manual:
 		if err := showManual(a.stdout, cmd); err != nil {

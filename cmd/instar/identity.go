@@ -143,7 +143,6 @@ func (a *app) bundleOptions(ctx context.Context, o *imageOptions, p *party) (ec2
 		if err != nil {
 			return b, fmt.Errorf("--enc-iv: %w", err)
 		}
-		hideSecrets(o.encKey, o.encIV)
 		b.EncKey, b.EncIV = &key, &iv
 	}
 	var err error

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/instar-image/instar/agent/capture"
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/sparse"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
@@ -176,7 +177,6 @@ func runUnbundleStream(ctx context.Context, a *app, o *streamOptions) (err error
 	if err := need(o.iv, "--enc-iv"); err != nil {
 		return err
 	}
-	hideSecrets(o.key, o.iv)
 	opts := ec2.StreamOptions{Size: o.size}
 	if opts.Key, err = ec2.ParseBlockKey(o.key); err != nil {
 		return fmt.Errorf("--enc-key: %w", err)
@@ -205,7 +205,7 @@ func runUnbundleStream(ctx context.Context, a *app, o *streamOptions) (err error
 	}
 	bar := a.ui.Progress("opening the stream", 0)
 	defer bar.End()
-	in = countedReader{io.NopCloser(in), bar}
+	in = countedReader{io.NopCloser(capture.Interruptible(ctx, in)), bar}
 	if o.out == "" || o.out == "-" {
 		return ec2.UnbundleStream(ctx, opts, in, ec2.NewStreamOutput(a.stdout))
 	}

@@ -102,7 +102,6 @@ func (a *app) storeRegion() string {
 // credentials are those of the options or of the configuration; nil leaves the
 // AWS tools' own chain, the instance profile last.
 func (a *app) credentials(o *storage) (*upload.Credentials, error) {
-	hideSecrets(o.secretKey, o.token)
 	id := a.setting("access_key_id", "--access-key", o.accessKey)
 	token := a.setting("session_token", "--delegation-token", o.token)
 	secret := ""
