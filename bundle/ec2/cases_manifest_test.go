@@ -201,8 +201,11 @@ func (f *forge) signatureCases(t *testing.T) (vs []*vector) {
 		add("changed "+c.name, "signed field changed", "signature", edit(good.doc, c.old, c.new))
 	}
 	for _, c := range []struct{ name, field string }{
-		{"digest", "<digest algorithm='SHA1'>"}, {"cloud key", "<ec2_encrypted_key algorithm='AES-128-CBC'>"},
-		{"user key", "<user_encrypted_key algorithm='AES-128-CBC'>"}, {"cloud iv", "<ec2_encrypted_iv>"}, {"user iv", "<user_encrypted_iv>"},
+		{"digest", "<digest algorithm='SHA1'>"},
+		{"cloud key", "<ec2_encrypted_key algorithm='AES-128-CBC'>"},
+		{"user key", "<user_encrypted_key algorithm='AES-128-CBC'>"},
+		{"cloud iv", "<ec2_encrypted_iv>"},
+		{"user iv", "<user_encrypted_iv>"},
 		{"part digest", "img.part.01</filename><digest algorithm='SHA1'>"},
 	} {
 		i := bytes.Index(good.doc, []byte(c.field)) + len(c.field)
@@ -249,9 +252,16 @@ func (f *forge) wrappingCases(t *testing.T) (vs []*vector) {
 	// The real element is forged; the signed one is a decoy at some place.
 	base := strings.Replace(doc, image, forged, 1)
 	places := []struct{ name, before string }{
-		{"before the root", "<manifest>"}, {"first in the root", "<version>"}, {"in the version", "2007-10-10</version>"},
-		{"in the bundler", "<name>ec2-ami-tools"}, {"before machine", "<machine_configuration>"}, {"in machine", "<architecture>"},
-		{"before image", "<image>"}, {"in image", "<name>evil"}, {"before signature", "<signature>"}, {"in signature", "</signature>"},
+		{"before the root", "<manifest>"},
+		{"first in the root", "<version>"},
+		{"in the version", "2007-10-10</version>"},
+		{"in the bundler", "<name>ec2-ami-tools"},
+		{"before machine", "<machine_configuration>"},
+		{"in machine", "<architecture>"},
+		{"before image", "<image>"},
+		{"in image", "<name>evil"},
+		{"before signature", "<signature>"},
+		{"in signature", "</signature>"},
 		{"last in the root", "</manifest>"},
 	}
 	for _, kind := range []struct{ name, open, close string }{
@@ -330,8 +340,18 @@ func (f *forge) xmlCases(t *testing.T) (vs []*vector) {
 		{"index", "index='1'", "index='", "'"},
 	} {
 		for _, v := range []struct{ name, text string }{
-			{"negative", "-1"}, {"plus", "+1"}, {"exponent", "1e3"}, {"hex", "0x10"}, {"empty", ""}, {"space", " 1"}, {"leading zero", "01"}, {"fraction", "1.5"},
-			{"nan", "NaN"}, {"overflow", "99999999999999999999"}, {"2 to the 63", "9223372036854775808"}, {"200 digits", strings.Repeat("9", 200)},
+			{"negative", "-1"},
+			{"plus", "+1"},
+			{"exponent", "1e3"},
+			{"hex", "0x10"},
+			{"empty", ""},
+			{"space", " 1"},
+			{"leading zero", "01"},
+			{"fraction", "1.5"},
+			{"nan", "NaN"},
+			{"overflow", "99999999999999999999"},
+			{"2 to the 63", "9223372036854775808"},
+			{"200 digits", strings.Repeat("9", 200)},
 		} {
 			re(field.name+" "+v.name, "a number that is none", "format", field.old, field.open+v.text+field.close)
 		}

@@ -7,7 +7,7 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha1" //lint:ignore SA1019 the format's digest
+	"crypto/sha1"
 	"encoding/hex"
 	"errors"
 )

@@ -5,7 +5,7 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/sha1" //lint:ignore SA1019 the format's digest
+	"crypto/sha1"
 	"errors"
 	"hash"
 	"io"

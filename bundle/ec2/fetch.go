@@ -2,7 +2,7 @@ package ec2
 
 import (
 	"context"
-	"crypto/sha1" //lint:ignore SA1019 the format's digest
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"io"

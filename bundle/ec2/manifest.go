@@ -1,7 +1,7 @@
 package ec2
 
 import (
-	"crypto/sha1" //lint:ignore SA1019 the format's digest
+	"crypto/sha1"
 	"encoding/hex"
 	"strconv"
 )

@@ -351,7 +351,7 @@ func TestUnbundleStream(t *testing.T) {
 
 // Same image, key and randomness: the same bytes, however the goroutines run.
 func TestDeterministic(t *testing.T) {
-	data := patchwork(600_000, 9)
+	data := patchwork(300_000, 9)
 	o := options(t)
 	o.PartSize = 64 << 10
 	key, iv := BlockKey{1}, BlockKey{2}
