@@ -137,24 +137,23 @@ func (h *hierarchy) glob(pattern string) ([]string, error) {
 // keyFile is the file sshd would look for the keys of a in: relative to the
 // home directory if inHome, else an absolute path.
 func (c sshdConfig) keyFile(a account) (name string, inHome bool, err error) {
-	for _, pattern := range c.keyFiles {
-		if strings.EqualFold(pattern, "none") {
-			return "", false, errors.New("sshd is configured with AuthorizedKeysFile none: no key file would be read")
-		}
-		name, err := expandKeyFile(pattern, a)
-		if err != nil {
-			return "", false, err
-		}
-		if !path.IsAbs(name) {
-			name = path.Join(a.home, name)
-		}
-		name = path.Clean(name)
-		if rel, ok := strings.CutPrefix(name, path.Clean(a.home)+"/"); ok {
-			return rel, true, nil
-		}
-		return name, false, nil
+	if len(c.keyFiles) == 0 {
+		return "", false, errors.New("sshd is configured with an empty AuthorizedKeysFile")
 	}
-	return "", false, errors.New("sshd is configured with an empty AuthorizedKeysFile")
+	if strings.EqualFold(c.keyFiles[0], "none") {
+		return "", false, errors.New("sshd is configured with AuthorizedKeysFile none: no key file would be read")
+	}
+	if name, err = expandKeyFile(c.keyFiles[0], a); err != nil {
+		return "", false, err
+	}
+	if !path.IsAbs(name) {
+		name = path.Join(a.home, name)
+	}
+	name = path.Clean(name)
+	if rel, ok := strings.CutPrefix(name, path.Clean(a.home)+"/"); ok {
+		return rel, true, nil
+	}
+	return name, false, nil
 }
 
 func expandKeyFile(pattern string, a account) (string, error) {

@@ -58,7 +58,7 @@ program named ec2-bundle-vol, euca-bundle-vol and so on are those tools
 		newBundleVol(a), newBundleImage(a), newUploadBundle(a), newBundleAndUpload(a),
 		newDownloadBundle(a), newUnbundle(a), newDownloadAndUnbundle(a), newUnbundleStream(a),
 		newVerify(a), newDeleteBundle(a), newMigrateManifest(a), newMigrateBundle(a),
-		newMetadata(a),
+		newMetadata(a), newInitrd(a), newLaunch(a),
 		newVersion(a), newLinks(a), newConfig(a), newMan(a), newOptionsTable(a),
 	)
 	root.AddCommand(refusedCommands(a)...)

@@ -55,12 +55,11 @@ type Config struct {
 	// before the image's system starts, which names and configures interfaces
 	// as it is used to.
 	KeepNet bool `json:"keepnet,omitempty"`
-	// Root is where the root comes from: ticket (default), or a filesystem
-	// that is there already: UUID=…, LABEL=…, /dev/….
+	// Root is the filesystem that is the root: UUID=…, LABEL=…, PARTUUID=…,
+	// PARTLABEL=…, /dev/…, or auto (default): the first one with a system in it.
 	Root string `json:"root,omitempty"`
-	// Disk is the disk that a root is written to; default: the first one that
-	// is writable.
-	Disk string `json:"disk,omitempty"`
+	// Grow makes the root's filesystem as large as its device.
+	Grow bool `json:"grow,omitempty"`
 	// RootFlags are mount options for the root.
 	RootFlags string `json:"rootflags,omitempty"`
 	// Init is the program that the root's system starts with.
@@ -111,7 +110,7 @@ func options() []option {
 		{"dns", text(func(c *Config) *string { return &c.DNS })},
 		{"keepnet", func(c *Config, v string) (err error) { c.KeepNet, err = strconv.ParseBool(v); return err }},
 		{"root", text(func(c *Config) *string { return &c.Root })},
-		{"disk", text(func(c *Config) *string { return &c.Disk })},
+		{"grow", func(c *Config, v string) (err error) { c.Grow, err = strconv.ParseBool(v); return err }},
 		{"rootflags", text(func(c *Config) *string { return &c.RootFlags })},
 		{"init", text(func(c *Config) *string { return &c.Init })},
 		{"user", text(func(c *Config) *string { return &c.User })},
@@ -188,7 +187,7 @@ func (c Config) withDefaults() Config {
 		field *string
 		value string
 	}{
-		{&c.Metadata, "http://169.254.169.254"}, {&c.Net, "dhcp"}, {&c.Root, "ticket"}, {&c.Init, "/sbin/init"},
+		{&c.Metadata, "http://169.254.169.254"}, {&c.Net, "dhcp"}, {&c.Root, "auto"}, {&c.Init, "/sbin/init"},
 	} {
 		if *d.field == "" {
 			*d.field = d.value

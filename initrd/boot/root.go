@@ -30,42 +30,61 @@ func (d *rootDisk) spec() string {
 	return d.path()
 }
 
+// root waits for the device that is configured and mounts it.
 func (m *machine) root(ctx context.Context) error {
-	if m.config.Root == "ticket" {
-		return final(errors.New("no root: instar.root= names none"))
-	}
-	return m.localRoot(ctx)
-}
-
-// localRoot waits for the device that is configured and mounts it.
-func (m *machine) localRoot(ctx context.Context) error {
-	var found device
+	var found []device
 	told := ""
 	err := until(ctx, func(context.Context) error {
 		list, err := listDevices("/sys/class/block", "/dev")
 		if err != nil {
 			return err
 		}
-		d, ok := findDevice(list, m.config.Root)
-		if !ok {
-			var names []string
-			for _, d := range list {
-				names = append(names, strings.TrimSpace(fmt.Sprintf("%s %s %s", d.path(), d.Kind, d.UUID)))
-			}
-			err := fmt.Errorf("no device %s: there are %s", m.config.Root, strings.Join(names, ", "))
-			if err.Error() != told {
-				told = err.Error()
-				m.say("waiting for the root: %v", err)
-			}
-			return err
+		if found = chooseRoots(list, m.config.Root); len(found) > 0 {
+			return nil
 		}
-		found = d
-		return nil
+		var names []string
+		for _, d := range list {
+			names = append(names, strings.TrimSpace(fmt.Sprintf("%s %s %s", d.path(), d.Kind, d.UUID)))
+		}
+		err = fmt.Errorf("no device %s: there are %s", m.config.Root, strings.Join(names, ", "))
+		if err.Error() != told {
+			told = err.Error()
+			m.say("waiting for the root: %v", err)
+		}
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	return m.mountRoot(ctx, found)
+	var errs []error
+	for _, d := range found {
+		err := m.mountRoot(ctx, d)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+		unix.Unmount(rootDir, unix.MNT_DETACH)
+	}
+	return errors.Join(errs...)
+}
+
+// chooseRoots are the devices that may be the root which spec names: with
+// "auto" all that have a filesystem for one.
+func chooseRoots(list []device, spec string) []device {
+	if spec != "auto" {
+		if d, ok := findDevice(list, spec); ok {
+			return []device{d}
+		}
+		return nil
+	}
+	var found []device
+	for _, d := range list {
+		switch d.Kind {
+		case "ext2", "ext3", "ext4", "xfs", "btrfs":
+			found = append(found, d)
+		}
+	}
+	return found
 }
 
 // mountRoot mounts a device's filesystem on rootDir.
@@ -93,10 +112,13 @@ func (m *machine) mountRoot(ctx context.Context, d device) error {
 		}
 		return final(fmt.Errorf("mounting %s (%s): %w", d.path(), d.Kind, err))
 	}
-	if _, err := os.Lstat(rootDir + "/etc"); err != nil {
-		return final(fmt.Errorf("%s is no root: it has no /etc", d.path()))
+	if !inRoot(rootDir, m.config.Init) {
+		return final(fmt.Errorf("%s is no root: it has no %s; instar.init= names another program", d.path(), m.config.Init))
 	}
 	m.disk = &rootDisk{d}
+	if m.config.Grow {
+		m.grow(d)
+	}
 	m.say("root: %s, %s %s", d.path(), d.Kind, d.UUID)
 	return nil
 }
@@ -143,9 +165,6 @@ func (m *machine) switchRoot(context.Context) error {
 		return final(fmt.Errorf("/ is not an initramfs (filesystem type %#x)", st.Type))
 	}
 	init := m.config.Init
-	if !inRoot(rootDir, init) {
-		return final(fmt.Errorf("the image has no %s: instar.init= names another program", init))
-	}
 	m.release()
 	unix.Unmount("/tmp", unix.MNT_DETACH)
 	m.say("switching to the image's %s", init)

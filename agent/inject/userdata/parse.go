@@ -106,7 +106,7 @@ func kindOf(data []byte, mediaType string) (Kind, error) {
 	case "text/x-include-url", "text/x-include-once-url":
 		return Include, nil
 	case "text/x-shellscript":
-		return "", fmt.Errorf("%w: a script that does not begin with #!", ErrUnsupported)
+		return "", fmt.Errorf("%w: a script without #! at its beginning", ErrUnsupported)
 	case "", "text/plain", "application/octet-stream":
 		return "", fmt.Errorf("%w: it begins with none of #!, #cloud-config, #include and is neither MIME multipart nor gzip", ErrUnsupported)
 	}

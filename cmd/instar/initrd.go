@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/instar-image/instar/cmd/instar/internal/ui"
+	"github.com/instar-image/instar/initrd"
+	"github.com/instar-image/instar/initrd/boot"
+)
+
+func newInitrd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "initrd", Short: "build the initrd that boots images",
+		Long: strings.TrimSpace(`
+The initrd boots a machine from an image: network, instance metadata, the root,
+SSH keys and user data, and then the image's own system. docs/initrd.md lists
+its kernel parameters.`),
+		Example: "  instar initrd build -o instar.initrd",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q", "initrd "+args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newInitrdBuild(a))
+	return cmd
+}
+
+type initrdOptions struct {
+	output, modules, release, init, shell, compression, caCert string
+	noModules, allowShell                                      bool
+	names, params                                              []string
+}
+
+func newInitrdBuild(a *app) *cobra.Command {
+	var o initrdOptions
+	const test = "TestInitrdBuild"
+	cmd := a.command("build", "pack an initrd", `
+Packs an initrd: a static init, kernel modules with what they depend on, and a
+configuration. The same input gives the same bytes. Neither a compiler nor any
+other program is needed.
+
+The modules are those of the running kernel unless --modules names another
+directory: lib/modules/RELEASE itself, or a root directory such as a captured
+one. The init is the program instar-init that lies beside instar, or in
+/usr/lib/instar; --init names it for another architecture.`, `
+  instar initrd build -o instar.initrd
+  instar initrd build -o web.initrd --modules /mnt/root --param net=static --param address=192.0.2.7/24
+  instar initrd build -o arm.initrd --init instar-init-arm64 --modules ./arm-root`,
+		func(ctx context.Context) error { return runInitrdBuild(ctx, a, &o) })
+	f := flagsOf(cmd)
+	f.text(&o.output, "output", "o", "write `FILE`", ofUs, test)
+	completeFiles(cmd, "output")
+	f.text(&o.modules, "modules", "", "take the modules from `DIR`; default those of the running kernel", ofUs, test)
+	completeFiles(cmd, "modules")
+	f.text(&o.release, "release", "", "of several kernels in --modules, that of `RELEASE`", ofUs, test)
+	f.yes(&o.noModules, "no-modules", "", "no modules: the kernel has all built in", ofUs, test)
+	f.list(&o.names, "module", "", "take the module `NAME` instead of the usual ones, with what it depends on; may be repeated", ofUs, test)
+	f.text(&o.init, "init", "", "the init is `FILE`, a static instar-init", ofUs, test)
+	completeFiles(cmd, "init")
+	f.list(&o.params, "param", "", "build in the kernel parameter instar.`NAME=VALUE`; may be repeated", ofUs, test)
+	f.text(&o.caCert, "ca-cert", "", "trust the certificates in `PEM` for a metadata server by https", ofUs, test)
+	completeFiles(cmd, "ca-cert", "pem")
+	f.text(&o.shell, "shell", "", "pack the static shell `FILE` and allow instar.fail=shell: who may edit kernel parameters then owns the machine", ofUs, test)
+	completeFiles(cmd, "shell")
+	f.choice(cmd, &o.compression, []string{"zstd", "gzip", "none"}, "compression", "", "`KIND` of compression: zstd (default; Linux 5.9 and later), gzip, none", ofUs, test)
+	return cmd
+}
+
+func runInitrdBuild(ctx context.Context, a *app, o *initrdOptions) error {
+	if err := need(o.output, "--output"); err != nil {
+		return err
+	}
+	opts, err := a.initrdOptions(o)
+	if err != nil {
+		return err
+	}
+	report, err := writeInitrd(ctx, opts, o.output)
+	if err != nil {
+		return err
+	}
+	for _, p := range report.Parts {
+		a.ui.Say("%-14s %4d files %9d bytes, %8d in the initrd", p.Name, p.Files, p.Bytes, p.Stored)
+	}
+	return a.ui.Result("initrd", fmt.Sprintf("%s: %d bytes, %d modules", o.output, report.Stored, len(report.Modules)), ui.Fields{
+		"file": o.output, "bytes": report.Stored, "modules": report.Modules, "release": report.Version, "parts": report.Parts,
+	})
+}
+
+// initrdOptions makes of the command line what Build takes.
+func (a *app) initrdOptions(o *initrdOptions) (initrd.Options, error) {
+	opts := initrd.Options{
+		Init: o.init, Version: o.release, ModuleNames: o.names, Shell: o.shell, Compression: initrd.Compression(o.compression),
+		Config: boot.Config{AllowShell: o.shell != ""},
+	}
+	for _, p := range o.params {
+		if strings.ContainsAny(p, " \"") {
+			p = `"` + p + `"`
+		}
+		if err := opts.Config.Parameters("instar." + strings.TrimPrefix(p, "instar.")); err != nil {
+			return opts, usagef("--param: %w", err)
+		}
+	}
+	if err := opts.Config.Check(); err != nil {
+		return opts, usagef("--param: %w", err)
+	}
+	if opts.Init == "" {
+		var err error
+		if opts.Init, err = findInit(); err != nil {
+			return opts, err
+		}
+	}
+	if o.caCert != "" {
+		var err error
+		if opts.CACerts, err = os.ReadFile(o.caCert); err != nil {
+			return opts, failf(exitFile, "reading the CA certificates: %w", err)
+		}
+	}
+	switch {
+	case o.noModules:
+		if o.modules != "" || len(o.names) > 0 {
+			return opts, usagef("--no-modules excludes --modules and --module")
+		}
+	case o.modules != "":
+		if err := isDir(o.modules, "--modules"); err != nil {
+			return opts, err
+		}
+		opts.Modules = os.DirFS(o.modules)
+	default:
+		var err error
+		if opts.Modules, opts.Version, err = initrd.LiveModules(); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return opts, withHint(err, "--modules names a directory with modules, --no-modules goes without.")
+			}
+			return opts, err
+		}
+	}
+	return opts, nil
+}
+
+// findInit finds instar-init: beside this program, or where packages put it.
+func findInit() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Dir(self)
+	for _, name := range []string{
+		filepath.Join(dir, "instar-init"), filepath.Join(dir, "instar-init-"+runtime.GOARCH),
+		filepath.Join(dir, "..", "lib", "instar", "instar-init"), "/usr/lib/instar/instar-init",
+	} {
+		if st, err := os.Stat(name); err == nil && st.Mode().IsRegular() {
+			return name, nil
+		}
+	}
+	return "", withHint(failf(exitFile, "no instar-init beside %s or in /usr/lib/instar", self), "--init names it; \"go build ./cmd/instar-init\" with CGO_ENABLED=0 makes it.")
+}
+
+// writeInitrd writes an initrd to a file, which appears when it is whole.
+func writeInitrd(ctx context.Context, opts initrd.Options, name string) (report *initrd.Report, err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".part-*")
+	if err != nil {
+		return nil, failf(exitFile, "creating %s: %w", name, err)
+	}
+	defer func() {
+		f.Close()
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	if report, err = initrd.Build(ctx, opts, io.Writer(f)); err != nil {
+		return nil, err
+	}
+	if err := f.Chmod(0o644); err != nil {
+		return nil, err
+	}
+	if err := f.Sync(); err != nil {
+		return nil, err
+	}
+	return report, os.Rename(f.Name(), name)
+}

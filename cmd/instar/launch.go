@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/instar-image/instar/agent/inject"
+	"github.com/instar-image/instar/cmd/instar/internal/ui"
+	"github.com/instar-image/instar/initrd"
+	"github.com/instar-image/instar/initrd/boot"
+	"github.com/instar-image/instar/initrd/launch"
+	"github.com/instar-image/instar/metadata"
+)
+
+type launchOptions struct {
+	download                     downloadOptions
+	disk, kernel, modules, init  string
+	sshKeys                      []string
+	userData, hostname, id, user string
+	memory, cpus, port           int
+	diskSize                     int64
+	arch, accel, append, scratch string
+	keep, console                bool
+}
+
+func newLaunch(a *app) *cobra.Command {
+	var o launchOptions
+	const test = "TestLaunch"
+	cmd := a.command("launch", "boot a bundle in a virtual machine here, with your SSH key in it", `
+Fetches and opens a bundle as download-and-unbundle does (signature first, every
+part before it is decrypted), or takes an image with --disk, and boots it in
+QEMU with a metadata server of its own: with your SSH keys, hostname and user
+data, by the image's own kernel. It says how to log in, runs until the machine
+powers off or Ctrl-C, and leaves nothing behind. What the machine writes is
+thrown away unless --keep is given with --disk.
+
+The kernel is the newest in the image's /boot, which debugfs (e2fsprogs) reads;
+for an image that is partitioned, not ext4, or without a kernel, --kernel and
+--modules name one.`, `
+  instar launch -b images/web-1 -m web-1.manifest.xml -k key.pem --ssh-key ~/.ssh/id_ed25519.pub
+  instar launch --disk root.img --ssh-key key.pub --user-data setup.sh --memory 2048`,
+		func(ctx context.Context) error { return runLaunch(ctx, a, &o) })
+	f := flagsOf(cmd)
+	f.text(&o.disk, "disk", "", "boot the image `FILE` instead of a bundle", ofUs, test)
+	completeFiles(cmd, "disk")
+	f.yes(&o.keep, "keep", "", "with --disk: the machine's changes stay in the image", ofUs, test)
+	f.size(&o.diskSize, "disk-size", "", "give the machine a disk of `SIZE`; the root grows to it", ofUs, test)
+	f.text(&o.download.manifest, "manifest", "m", "`NAME` of the manifest in the bucket", ofUs, test)
+	f.text(&o.download.prefix, "prefix", "p", "`NAME` of the bundle: its manifest is NAME.manifest.xml; default image", ofUs, test)
+	f.text(&o.download.key, "privatekey", "k", "the private key that opens the bundle, `PEM`", ofUs, test)
+	completeFiles(cmd, "privatekey", "pem")
+	f.list(&o.sshKeys, "ssh-key", "", "public key `FILE` for the login user; may be repeated", ofUs, test)
+	completeFiles(cmd, "ssh-key", "pub")
+	f.text(&o.user, "login", "", "the login user is `NAME`; default root, or what cloud-init in the image is set to", ofUs, test)
+	f.text(&o.userData, "user-data", "", "the user data is in `FILE`", ofUs, test)
+	completeFiles(cmd, "user-data")
+	f.text(&o.hostname, "hostname", "", "`NAME` of the machine; default the instance id", ofUs, test)
+	f.text(&o.id, "instance-id", "", "`ID` of the instance; a new one runs user data again; default i-launch", ofUs, test)
+	f.text(&o.kernel, "kernel-file", "", "boot the kernel `FILE` instead of the image's", ofUs, test)
+	completeFiles(cmd, "kernel-file")
+	f.text(&o.modules, "modules", "", "its modules are in `DIR`: lib/modules/RELEASE, or a root directory", ofUs, test)
+	completeFiles(cmd, "modules")
+	f.text(&o.init, "init", "", "the initrd's init is `FILE`, a static instar-init", ofUs, test)
+	completeFiles(cmd, "init")
+	f.number(&o.memory, "memory", "", "`MIB` of memory; default 1024", ofUs, test)
+	f.number(&o.cpus, "cpus", "", "`NUMBER` of processors; default 1", ofUs, test)
+	f.number(&o.port, "port", "", "`PORT` on 127.0.0.1 that leads to the machine's sshd; default a free one", ofUs, test)
+	f.choice(cmd, &o.arch, []string{"x86_64", "aarch64"}, "machine", "", "`ARCH` of the machine; default this one's", ofUs, test)
+	f.choice(cmd, &o.accel, []string{"kvm", "tcg"}, "accel", "", "`KIND` of execution: kvm, or tcg (emulation); default kvm where it works", ofUs, test)
+	f.text(&o.append, "append", "", "further kernel `PARAMETERS`", ofUs, test)
+	f.yes(&o.console, "console", "", "show all of the machine's console, not only the boot's own lines", ofUs, test)
+	f.text(&o.scratch, "scratch", "", "open the bundle into `DIR`; default $TMPDIR or /var/tmp", ofUs, test)
+	completeFiles(cmd, "scratch")
+	o.download.trust.add(cmd, test)
+	o.download.storage.add(a, cmd, ofUs, test, short{true, true, true})
+	return cmd
+}
+
+// instance is what the options say of the machine.
+func (o *launchOptions) instance() (metadata.Instance, error) {
+	in := metadata.Instance{ID: o.id, Hostname: o.hostname, Placement: metadata.Placement{Zone: "local-1a"}}
+	if in.ID == "" {
+		in.ID = "i-launch"
+	}
+	if in.Hostname == "" {
+		in.Hostname = in.ID
+	}
+	if err := inject.CheckHostname(in.Hostname); err != nil {
+		return in, usagef("--hostname: %w", err)
+	}
+	for i, name := range o.sshKeys {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return in, failf(exitFile, "reading the SSH key: %w", err)
+		}
+		line := strings.TrimSpace(string(data))
+		if err := inject.CheckKey(line, false); err != nil {
+			return in, usagef("--ssh-key %s: %w", name, err)
+		}
+		in.PublicKeys = append(in.PublicKeys, metadata.PublicKey{Name: fmt.Sprintf("key-%d", i), Key: line})
+	}
+	if o.userData != "" {
+		data, err := os.ReadFile(o.userData)
+		if err != nil {
+			return in, failf(exitFile, "reading the user data: %w", err)
+		}
+		if len(data) > metadata.MaxUserData {
+			return in, usagef("--user-data %s: %d bytes, more than %d: gzip it, or #include it", o.userData, len(data), metadata.MaxUserData)
+		}
+		in.UserData = data
+	}
+	if problems := in.Complete(); len(problems) > 0 {
+		for _, p := range problems {
+			// The caller is not known before the machine is started.
+			if !strings.HasPrefix(p.Path, "caller") {
+				return in, usagef("%w", p)
+			}
+		}
+	}
+	return in, nil
+}
+
+func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
+	if o.keep && o.disk == "" {
+		return usagef("--keep needs --disk: a bundle's image is opened anew each time")
+	}
+	if (o.kernel == "") != (o.modules == "") {
+		return usagef("--kernel-file and --modules go together")
+	}
+	if len(o.sshKeys) == 0 && o.userData == "" {
+		a.ui.Warn("neither --ssh-key nor --user-data: the machine will be what it was, without a way in of yours", nil)
+	}
+	in, err := o.instance()
+	if err != nil {
+		return err
+	}
+	scratch := o.scratch
+	if scratch == "" {
+		scratch = a.tempDir()
+	}
+	dir, err := os.MkdirTemp(scratch, "instar-launch-*")
+	if err != nil {
+		return failf(exitFile, "making a scratch directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	disk := o.disk
+	if disk == "" {
+		disk = filepath.Join(dir, "disk")
+		d := o.download
+		d.directory = disk
+		if err := runDownloadAndUnbundle(ctx, a, &d); err != nil {
+			return err
+		}
+	} else if err := isFile(disk, "--disk"); err != nil {
+		return err
+	}
+	if disk, err = o.sized(ctx, disk, dir); err != nil {
+		return err
+	}
+	kernel, modules, release := o.kernel, o.modules, ""
+	if kernel == "" {
+		if kernel, release, modules, err = launch.KernelOf(ctx, disk, dir); err != nil {
+			return withHint(err, "--kernel-file and --modules name a kernel to boot it with.")
+		}
+		a.ui.Say("the image's kernel is %s", release)
+	}
+	init := o.init
+	if init == "" {
+		if init, err = findInit(); err != nil {
+			return err
+		}
+	}
+	ramdisk := filepath.Join(dir, "initrd")
+	if _, err := writeInitrd(ctx, initrd.Options{
+		Init: init, Modules: os.DirFS(modules), Version: release,
+		Config: boot.Config{Fail: boot.PowerOff},
+	}, ramdisk); err != nil {
+		return err
+	}
+	shown := &consoleLines{say: func(s string) { a.ui.Say("%s", s) }}
+	var console io.Writer = shown
+	if o.console {
+		console = a.stderr
+	}
+	err = launch.Run(ctx, launch.Options{
+		Kernel: kernel, Initrd: ramdisk, Disk: disk, Keep: o.keep || disk != o.disk, Instance: in, User: o.user,
+		Arch: o.arch, Memory: o.memory, CPUs: o.cpus, Accel: o.accel, SSHPort: o.port, Append: o.append, Console: console,
+		Ready: func(m launch.Machine) { o.ready(a, m) },
+	})
+	if failed := shown.failed; failed != "" && err == nil {
+		return fmt.Errorf("the machine did not boot: %s", failed)
+	}
+	return err
+}
+
+// ready says how to get in, when somebody is there to let one in.
+func (o *launchOptions) ready(a *app, m launch.Machine) {
+	if !m.SSH {
+		a.ui.Say("started (%s); metadata for the machine at %s", m.Accel, m.Metadata)
+		return
+	}
+	user := o.user
+	if user == "" {
+		user = "root"
+	}
+	// The host key is new with each instance: nothing to remember.
+	line := fmt.Sprintf("ssh -p %d -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no %s@127.0.0.1", m.SSHPort, user)
+	if err := a.ui.Result("launch", line, ui.Fields{"ssh": line, "port": m.SSHPort, "user": user, "metadata": m.Metadata, "accel": m.Accel}); err != nil {
+		a.ui.Say("%s", line)
+	}
+}
+
+// sized makes the disk as large as is asked for: the image itself if it is
+// scratch or to be kept, else a copy of it.
+func (o *launchOptions) sized(ctx context.Context, disk, dir string) (string, error) {
+	if o.diskSize == 0 {
+		return disk, nil
+	}
+	st, err := os.Stat(disk)
+	if err != nil {
+		return "", err
+	}
+	if o.diskSize < st.Size() {
+		return "", usagef("--disk-size %d: the image has %d bytes", o.diskSize, st.Size())
+	}
+	if disk == o.disk && !o.keep {
+		copied := filepath.Join(dir, "disk")
+		if err := copySparse(ctx, disk, copied); err != nil {
+			return "", err
+		}
+		disk = copied
+	}
+	return disk, os.Truncate(disk, o.diskSize)
+}
+
+// consoleLines picks the lines of the initrd out of a console.
+type consoleLines struct {
+	say    func(string)
+	part   []byte
+	failed string
+}
+
+func (c *consoleLines) Write(p []byte) (int, error) {
+	for _, b := range p {
+		if b != '\n' {
+			if len(c.part) < 4096 {
+				c.part = append(c.part, b)
+			}
+			continue
+		}
+		line := strings.TrimSpace(string(c.part))
+		c.part = c.part[:0]
+		at := strings.Index(line, "instar: [")
+		if at < 0 {
+			continue
+		}
+		line = line[at:]
+		c.say(line)
+		if _, reason, ok := strings.Cut(line, "] FAILED "); ok {
+			c.failed = reason
+		}
+	}
+	return len(p), nil
+}

@@ -1,0 +1,296 @@
+// Package launch boots an image in a virtual machine on this one, with a
+// metadata server of its own: what proves that a bundle is a backup.
+//
+// In go a kernel, an initrd made by package initrd, a disk image and what the
+// instance is to be told; out comes a machine that runs until it powers off or
+// the context ends. It starts QEMU and listens on 127.0.0.1; of files it
+// changes the disk image, and that only if told to keep changes.
+package launch
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/instar-image/instar/metadata"
+)
+
+// Options say what is launched.
+type Options struct {
+	Kernel, Initrd string // files
+	Disk           string // raw image; the root is found in it
+	Keep           bool   // write changes to Disk; else they are gone at the end
+	// Instance is what metadata tells; its Caller is set here.
+	Instance metadata.Instance
+	User     string // login user; "": root
+	Arch     string // x86_64 or aarch64; "": this machine's
+	Memory   int    // MiB; 0: 1024
+	CPUs     int    // 0: 1
+	Accel    string // kvm, tcg; "": kvm where it works, else tcg
+	SSHPort  int    // on 127.0.0.1; 0: a free one
+	Append   string // further kernel parameters
+	Console  io.Writer
+	// Ready is told where the machine is reached as soon as it is started,
+	// and again, with SSH set, when its sshd answers.
+	Ready func(Machine)
+	Qemu  string // program; "": qemu-system-ARCH
+}
+
+// Machine is a machine that was started.
+type Machine struct {
+	SSHPort  int
+	Metadata string // URL of the metadata server, for the guest
+	Accel    string
+	SSH      bool // sshd answers
+}
+
+// guestHost is this machine as the guest sees it through QEMU's own router.
+const guestHost = "10.0.2.2"
+
+// Run runs a machine until it powers off or ctx ends; then the machine is
+// stopped as by pulling its plug, and the error is ctx's.
+func Run(ctx context.Context, o Options) error {
+	if err := o.complete(); err != nil {
+		return err
+	}
+	base, stop, err := serve(o.Instance)
+	if err != nil {
+		return fmt.Errorf("launching: %w", err)
+	}
+	defer stop()
+	if o.SSHPort == 0 {
+		if o.SSHPort, err = freePort(); err != nil {
+			return fmt.Errorf("launching: %w", err)
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, o.Qemu, o.arguments(base)...)
+	console := &lastLines{w: o.Console}
+	cmd.Stdout, cmd.Stderr = console, console
+	// Pipes that a child holds open must not keep us.
+	cmd.WaitDelay = 5 * time.Second
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("launching: starting %s: %w", o.Qemu, err)
+	}
+	m := Machine{SSHPort: o.SSHPort, Metadata: base, Accel: o.Accel}
+	var waiting sync.WaitGroup
+	if o.Ready != nil {
+		o.Ready(m)
+		waiting.Go(func() {
+			if awaitSSH(ctx, o.SSHPort) {
+				m.SSH = true
+				o.Ready(m)
+			}
+		})
+	}
+	err = cmd.Wait()
+	ended := ctx.Err()
+	cancel()
+	waiting.Wait()
+	switch {
+	case ended != nil:
+		return fmt.Errorf("launching: %w", context.Cause(ctx))
+	case err != nil:
+		return fmt.Errorf("launching: %s: %w: %s", o.Qemu, err, console.last())
+	}
+	return nil
+}
+
+func (o *Options) complete() error {
+	if o.Arch == "" {
+		o.Arch = hostArch()
+	}
+	if o.Arch != "x86_64" && o.Arch != "aarch64" {
+		return fmt.Errorf("launching: architecture %q is neither x86_64 nor aarch64", o.Arch)
+	}
+	for _, f := range []struct{ what, name string }{{"kernel", o.Kernel}, {"initrd", o.Initrd}, {"disk image", o.Disk}} {
+		if _, err := os.Stat(f.name); err != nil {
+			return fmt.Errorf("launching: %s: %w", f.what, err)
+		}
+	}
+	if o.Memory == 0 {
+		o.Memory = 1024
+	}
+	if o.CPUs == 0 {
+		o.CPUs = 1
+	}
+	if o.Qemu == "" {
+		o.Qemu = "qemu-system-" + o.Arch
+	}
+	if _, err := exec.LookPath(o.Qemu); err != nil {
+		return fmt.Errorf("launching: %w: install QEMU (on Debian: qemu-system-x86 or qemu-system-arm)", err)
+	}
+	switch o.Accel {
+	case "":
+		o.Accel = "tcg"
+		if o.Arch == hostArch() && kvmWorks() {
+			o.Accel = "kvm"
+		}
+	case "kvm", "tcg":
+	default:
+		return fmt.Errorf("launching: accelerator %q is neither kvm nor tcg", o.Accel)
+	}
+	if o.Console == nil {
+		o.Console = io.Discard
+	}
+	return nil
+}
+
+// kvmWorks tells whether KVM can be used: the device alone does not say so
+// inside another virtual machine.
+func kvmWorks() bool {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	if hostArch() != "x86_64" {
+		return true
+	}
+	info, err := os.ReadFile("/proc/cpuinfo")
+	return err == nil && (bytes.Contains(info, []byte(" vmx")) || bytes.Contains(info, []byte(" svm")))
+}
+
+// arguments are QEMU's.
+func (o *Options) arguments(base string) []string {
+	machine, serial := "q35", "ttyS0"
+	if o.Arch == "aarch64" {
+		machine, serial = "virt", "ttyAMA0"
+	}
+	cpu := "max"
+	if o.Accel == "kvm" {
+		cpu = "host"
+	}
+	params := []string{"console=" + serial, "quiet", "instar.metadata=" + base, "instar.root=auto", "instar.grow=true"}
+	if o.User != "" {
+		params = append(params, "instar.user="+o.User)
+	}
+	if o.Accel == "tcg" {
+		params = append(params, "instar.patience=5")
+	}
+	if o.Append != "" {
+		params = append(params, o.Append)
+	}
+	snapshot := "on"
+	if o.Keep {
+		snapshot = "off"
+	}
+	return []string{
+		"-machine", machine, "-accel", o.Accel, "-cpu", cpu, "-smp", strconv.Itoa(o.CPUs), "-m", strconv.Itoa(o.Memory),
+		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio",
+		"-kernel", o.Kernel, "-initrd", o.Initrd, "-append", strings.Join(params, " "),
+		"-drive", "if=none,id=disk,format=raw,discard=unmap,snapshot=" + snapshot + ",file=" + strings.ReplaceAll(o.Disk, ",", ",,"),
+		"-device", "virtio-blk-pci,drive=disk",
+		"-netdev", fmt.Sprintf("user,id=net,hostfwd=tcp:127.0.0.1:%d-:22", o.SSHPort),
+		"-device", "virtio-net-pci,netdev=net,romfile=",
+		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+	}
+}
+
+// serve runs a metadata server for the one instance. QEMU's router makes every
+// connection of the guest one from 127.0.0.1.
+func serve(in metadata.Instance) (base string, stop func(), err error) {
+	in.Caller = metadata.Caller{Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
+	set, err := metadata.NewSet(&in)
+	if err != nil {
+		return "", nil, err
+	}
+	handler, err := metadata.New(metadata.Options{Source: metadata.Static(set)})
+	if err != nil {
+		return "", nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	srv := &http.Server{
+		Handler: handler, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return metadata.ConnContext(ctx, c, "", "") },
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		srv.Serve(l)
+	}()
+	stop = func() {
+		srv.Close()
+		<-done
+	}
+	return fmt.Sprintf("http://%s:%d", guestHost, l.Addr().(*net.TCPAddr).Port), stop, nil
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// awaitSSH waits until something behind the port speaks first, as sshd does.
+// QEMU itself accepts connections long before.
+func awaitSSH(ctx context.Context, port int) bool {
+	for {
+		if greets(ctx, port) {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func greets(ctx context.Context, port int) bool {
+	d := net.Dialer{Timeout: 10 * time.Second}
+	c, err := d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return false
+	}
+	b := make([]byte, 4)
+	_, err = io.ReadFull(c, b)
+	return err == nil && string(b) == "SSH-"
+}
+
+// lastLines passes on what is written and remembers the end of it.
+type lastLines struct {
+	w    io.Writer
+	mu   sync.Mutex
+	tail []byte
+}
+
+func (l *lastLines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	l.tail = append(l.tail, p...)
+	if over := len(l.tail) - 2048; over > 0 {
+		l.tail = append(l.tail[:0], l.tail[over:]...)
+	}
+	l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+func (l *lastLines) last() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lines := strings.Split(strings.TrimSpace(string(l.tail)), "\n")
+	return errors.New(lines[len(lines)-1])
+}
