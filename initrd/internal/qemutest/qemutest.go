@@ -16,7 +16,7 @@ import (
 )
 
 // Limit ends a guest that hangs. It is no measure of anything.
-const Limit = 4 * time.Minute
+const Limit = 8 * time.Minute
 
 // kernelPackage is the Debian package of the test kernel; it depends on the
 // package with the files.
@@ -57,7 +57,8 @@ func download(t testing.TB, dir, root string) {
 	t.Helper()
 	script := `set -eu
 cd "$1"; rm -rf new; mkdir new; cd new
-pkg=$(apt-cache depends "$2" | sed -n 's/^ *Depends: //p' | grep -m1 '^linux-image-')
+find() { apt-cache depends "$1" 2>/dev/null | sed -n 's/^ *Depends: //p' | grep -m1 '^linux-image-'; }
+pkg=$(find "$2") || { apt-get -q update || true; pkg=$(find "$2"); }
 apt-get -q download "$pkg"
 mkdir root; dpkg -x ./*.deb root; mv root ../root; cd ..; rm -rf new`
 	if out, err := exec.Command("sh", "-c", script, "sh", dir, kernelPackage).CombinedOutput(); err != nil {
