@@ -287,16 +287,16 @@ func TestLaunch(t *testing.T) {
 	client := login(t, g.port(), "root", signer)
 	remote(t, client, "systemctl is-system-running --wait")
 	for command, want := range map[string]string{
-		"hostname":                                                  "^web-1$",
-		"cat /root/ran":                                             "^ran$",
-		"cat /etc/from-user-data":                                   "^hello$",
-		"systemctl --failed --no-legend":                            "^$",
-		"stat -f -c '%b %S' /":                                      "^[45][0-9]{5} 4096$", // grown to the disk of 2 GiB
-		"cat /run/instar/instance.json":                             `"instance-id": "i-launch"`,
-		"cat /etc/machine-id":                                       "^[0-9a-f]{32}$",
-		"tail -n1 /var/lib/instar/journal":                          `"step":"user-data","state":"finished"`,
-		"grep -c hello /proc/cmdline; true":                         "^0$",
-		"journalctl -b --no-pager | grep -c 'from-user-data'; true": "^0$", // user data is nobody's to read
+		"hostname":                          "^web-1$",
+		"cat /root/ran":                     "^ran$",
+		"cat /etc/from-user-data":           "^hello$",
+		"systemctl --failed --no-legend":    "^$",
+		"stat -f -c '%b %S' /":              "^[45][0-9]{5} 4096$", // grown to the disk of 2 GiB
+		"cat /run/instar/instance.json":     `"instance-id": "i-launch"`,
+		"cat /etc/machine-id":               "^[0-9a-f]{32}$",
+		"tail -n1 /var/lib/instar/journal":  `"step":"user-data","state":"finished"`,
+		"grep -c hello /proc/cmdline; true": "^0$",
+		"journalctl -b --no-pager | grep -c 'from-user-data'; true":                                              "^0$", // user data is nobody's to read
 		"find / -xdev -newer /etc/machine-id -type f -perm -o=r -exec grep -l 'echo ran' {} + 2>/dev/null; true": "^$",
 	} {
 		if got := remote(t, client, command); !regexp.MustCompile(want).MatchString(got) {
