@@ -146,11 +146,15 @@ func TestVersionsAndLocks(t *testing.T) {
 		full := "p/" + key
 		var err error
 		if key == "kept" {
-			_, err = c.PutObjectRetention(ctx, &s3.PutObjectRetentionInput{Bucket: &name, Key: &full,
-				Retention: &types.ObjectLockRetention{Mode: types.ObjectLockRetentionModeCompliance, RetainUntilDate: &until}})
+			_, err = c.PutObjectRetention(ctx, &s3.PutObjectRetentionInput{
+				Bucket: &name, Key: &full,
+				Retention: &types.ObjectLockRetention{Mode: types.ObjectLockRetentionModeCompliance, RetainUntilDate: &until},
+			})
 		} else {
-			_, err = c.PutObjectLegalHold(ctx, &s3.PutObjectLegalHoldInput{Bucket: &name, Key: &full,
-				LegalHold: &types.ObjectLockLegalHold{Status: types.ObjectLockLegalHoldStatusOn}})
+			_, err = c.PutObjectLegalHold(ctx, &s3.PutObjectLegalHoldInput{
+				Bucket: &name, Key: &full,
+				LegalHold: &types.ObjectLockLegalHold{Status: types.ObjectLockLegalHoldStatusOn},
+			})
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -213,8 +217,10 @@ func TestManyVersions(t *testing.T) {
 	o := serverOptions(servers.MinIO(t))
 	s := bucket(t, o)
 	name := s.(upload.BucketManager).Bucket()
-	_, err := sdk(o).PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{Bucket: &name,
-		VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled}})
+	_, err := sdk(o).PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{
+		Bucket:                  &name,
+		VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,7 @@ const corruptTries = 3
 // Download fetches objects into a directory, several at a time, and skips those
 // whose file is there with the right digest. Each arrives in a temporary file
 // beside its place (".NAME.ETAG.instar-part"), which a later call for the same
-// object continues; it gets its name once it is complete, verified and on disk.
+// object continues if this one is killed (or fails, with KeepPartial); it gets its name once it is complete, verified and on disk.
 // Content that stays wrong is [ErrCorrupt], and no file has it. Names cannot
 // leave the directory. Failure is handled as by Upload.
 func Download(ctx context.Context, s Store, dir string, fetches []Fetch, o TransferOptions) (Result, error) {
@@ -107,7 +107,7 @@ func fetchFile(ctx context.Context, s Store, root *os.Root, f Fetch, o TransferO
 		}
 	}
 	for try := 1; ; try++ {
-		size, err := fetchObject(ctx, s, root, f, o)
+		size, err := fetchObject(ctx, s, root, f, o, try == 1)
 		again := errors.Is(err, ErrChanged) || errors.Is(err, ErrCorrupt)
 		if !again || try == corruptTries || ctx.Err() != nil {
 			return size, false, err
@@ -117,7 +117,7 @@ func fetchFile(ctx context.Context, s Store, root *os.Root, f Fetch, o TransferO
 
 // fetchObject fetches what the object is now: ErrChanged if it is replaced
 // meanwhile, ErrCorrupt if it is not what it should be.
-func fetchObject(ctx context.Context, s Store, root *os.Root, f Fetch, o TransferOptions) (size int64, err error) {
+func fetchObject(ctx context.Context, s Store, root *os.Root, f Fetch, o TransferOptions, first bool) (size int64, err error) {
 	obj, err := s.Stat(ctx, f.Key)
 	if err != nil {
 		return 0, err
@@ -125,7 +125,7 @@ func fetchObject(ctx context.Context, s Store, root *os.Root, f Fetch, o Transfe
 	if f.Size != 0 && obj.Size != f.Size {
 		return 0, newError("download", s.String(), f.Key, ErrCorrupt, fmt.Errorf("it has %d bytes, should have %d", obj.Size, f.Size))
 	}
-	if f.Size == 0 {
+	if f.Size == 0 && first {
 		o.Progress.Start(0, obj.Size)
 	}
 	if f.Sum == nil && obj.MD5 != nil {
@@ -142,13 +142,16 @@ func fetchObject(ctx context.Context, s Store, root *os.Root, f Fetch, o Transfe
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return 0, fmt.Errorf("download: %s is being written by another process: %w", temp, err)
 	}
+	defer func() {
+		// What failed its digest, or is no longer stored, is of no use.
+		if err != nil && (!o.KeepPartial || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrChanged)) {
+			root.Remove(temp)
+		}
+	}()
 	if fi, err := file.Stat(); err != nil || !fi.Mode().IsRegular() {
 		return 0, fmt.Errorf("download: %s is not a regular file", temp)
 	}
 	if err := fill(ctx, s, file, f, obj, o); err != nil {
-		if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrChanged) {
-			root.Remove(temp) // nothing in it can be trusted
-		}
 		return 0, err
 	}
 	if err := file.Chmod(0o644); err != nil {

@@ -52,22 +52,34 @@ func TestServerErrors(t *testing.T) {
 		tries  int32
 		says   []string
 	}{
-		{name: "denied", status: 403, body: xmlError("AccessDenied", "Access Denied."), kind: upload.ErrAccess, tries: 1,
-			says: []string{"s3://b/k", "AccessDenied", `"Access Denied."`, "HTTP 403", "REQ42"}},
+		{
+			name: "denied", status: 403, body: xmlError("AccessDenied", "Access Denied."), kind: upload.ErrAccess, tries: 1,
+			says: []string{"s3://b/k", "AccessDenied", `"Access Denied."`, "HTTP 403", "REQ42"},
+		},
 		{name: "no bucket", status: 404, body: xmlError("NoSuchBucket", "The specified bucket does not exist"), kind: upload.ErrNoBucket, tries: 1},
 		{name: "bad key id", status: 403, body: xmlError("InvalidAccessKeyId", "unknown"), kind: upload.ErrCredentials, tries: 1},
 		{name: "bad signature", status: 403, body: xmlError("SignatureDoesNotMatch", "mismatch"), kind: upload.ErrCredentials, tries: 1},
 		{name: "expired", status: 400, body: xmlError("ExpiredToken", "The provided token has expired."), kind: upload.ErrCredentials, tries: 2},
-		{name: "skew", status: 403, header: map[string]string{"Date": time.Now().Add(-48 * time.Hour).UTC().Format(http.TimeFormat)},
-			body: xmlError("RequestTimeTooSkewed", "too large"), kind: upload.ErrClockSkew, tries: 4, says: []string{"48h0m", "clock"}},
-		{name: "moved", status: 301, header: map[string]string{"X-Amz-Bucket-Region": "eu-central-1", "Location": "http://elsewhere.example/"},
-			body: xmlError("PermanentRedirect", "use the other"), kind: upload.ErrBucketElsewhere, tries: 1, says: []string{"eu-central-1", "region"}},
-		{name: "wrong region", status: 400, body: xmlError("AuthorizationHeaderMalformed", "the region 'us-east-1' is wrong; expecting 'here-1'"),
-			kind: upload.ErrBucketElsewhere, tries: 1, says: []string{"(here-1)"}},
-		{name: "acl 501", status: 501, acl: upload.ACLAWSExecRead, body: xmlError("NotImplemented", "A header you provided implies functionality that is not implemented."),
-			kind: upload.ErrACL, tries: 1, says: []string{"aws-exec-read", "bucket policy", "NotImplemented"}},
-		{name: "acl off", status: 400, acl: upload.ACLPublicRead, body: xmlError("AccessControlListNotSupported", "The bucket does not allow ACLs"),
-			kind: upload.ErrACL, tries: 1, says: []string{"public-read", "bucket policy"}},
+		{
+			name: "skew", status: 403, header: map[string]string{"Date": time.Now().Add(-48 * time.Hour).UTC().Format(http.TimeFormat)},
+			body: xmlError("RequestTimeTooSkewed", "too large"), kind: upload.ErrClockSkew, tries: 4, says: []string{"48h0m", "clock"},
+		},
+		{
+			name: "moved", status: 301, header: map[string]string{"X-Amz-Bucket-Region": "eu-central-1", "Location": "http://elsewhere.example/"},
+			body: xmlError("PermanentRedirect", "use the other"), kind: upload.ErrBucketElsewhere, tries: 1, says: []string{"eu-central-1", "region"},
+		},
+		{
+			name: "wrong region", status: 400, body: xmlError("AuthorizationHeaderMalformed", "the region 'us-east-1' is wrong; expecting 'here-1'"),
+			kind: upload.ErrBucketElsewhere, tries: 1, says: []string{"(here-1)"},
+		},
+		{
+			name: "acl 501", status: 501, acl: upload.ACLAWSExecRead, body: xmlError("NotImplemented", "A header you provided implies functionality that is not implemented."),
+			kind: upload.ErrACL, tries: 1, says: []string{"aws-exec-read", "bucket policy", "NotImplemented"},
+		},
+		{
+			name: "acl off", status: 400, acl: upload.ACLPublicRead, body: xmlError("AccessControlListNotSupported", "The bucket does not allow ACLs"),
+			kind: upload.ErrACL, tries: 1, says: []string{"public-read", "bucket policy"},
+		},
 		{name: "501", status: 501, body: xmlError("NotImplemented", "A header you provided implies functionality that is not implemented."), kind: upload.ErrUnsupported, tries: 1},
 		{name: "exists", status: 412, body: xmlError("PreconditionFailed", "no"), kind: upload.ErrExist, tries: 1},
 		{name: "slow", status: 503, body: xmlError("SlowDown", "Please reduce your request rate."), kind: nil, tries: 4, says: []string{"SlowDown", "tried 4 times"}},

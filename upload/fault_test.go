@@ -172,7 +172,8 @@ func operations(t *testing.T) []operation {
 			}
 		}},
 
-		{"download", func(t *testing.T, s upload.Store) { uploadAll(t, s); dst = t.TempDir() },
+		{
+			"download", func(t *testing.T, s upload.Store) { uploadAll(t, s); dst = t.TempDir() },
 			func(ctx context.Context, t *testing.T, s upload.Store) error {
 				_, err := upload.Download(ctx, s, dst, fetches, upload.TransferOptions{Parallel: 2})
 				return err
@@ -191,7 +192,8 @@ func operations(t *testing.T) []operation {
 						t.Errorf("rerun: %v", err)
 					}
 				}
-			}},
+			},
+		},
 	}
 }
 
@@ -273,10 +275,12 @@ func once(t *testing.T, p *s3fault.Proxy, o upload.Options, op operation, i int,
 // unfinished lists a bucket's multipart uploads in progress.
 func unfinished(t *testing.T, o upload.Options, bucket string) []string {
 	t.Helper()
-	c := s3.New(s3.Options{BaseEndpoint: &o.Endpoint, Region: o.Region, UsePathStyle: true,
+	c := s3.New(s3.Options{
+		BaseEndpoint: &o.Endpoint, Region: o.Region, UsePathStyle: true,
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: o.Credentials.AccessKeyID, SecretAccessKey: o.Credentials.SecretAccessKey}, nil
-		})})
+		}),
+	})
 	// MinIO lists only by whole keys.
 	var left []string
 	for _, key := range []string{"", "pre/fix/k", "pre/fix/to"} {

@@ -146,8 +146,10 @@ func TestEnvironment(t *testing.T) {
 	}
 	t.Run("variables", func(t *testing.T) {
 		isolate(t)
-		for k, v := range map[string]string{"AWS_ACCESS_KEY_ID": "AKENV", "AWS_SECRET_ACCESS_KEY": "s", "AWS_SESSION_TOKEN": "tok",
-			"AWS_REGION": "moon-base-7", "AWS_ENDPOINT_URL_S3": srv.URL, "AWS_ENDPOINT_URL": "http://wrong.invalid"} {
+		for k, v := range map[string]string{
+			"AWS_ACCESS_KEY_ID": "AKENV", "AWS_SECRET_ACCESS_KEY": "s", "AWS_SESSION_TOKEN": "tok",
+			"AWS_REGION": "moon-base-7", "AWS_ENDPOINT_URL_S3": srv.URL, "AWS_ENDPOINT_URL": "http://wrong.invalid",
+		} {
 			t.Setenv(k, v)
 		}
 		putOne(t, "s3://bkt", upload.Options{})
@@ -169,8 +171,10 @@ func TestEnvironment(t *testing.T) {
 		t.Setenv("AWS_SECRET_ACCESS_KEY", "s")
 		t.Setenv("AWS_REGION", "moon-base-7")
 		t.Setenv("AWS_ENDPOINT_URL", "http://wrong.invalid")
-		putOne(t, "s3://bkt", upload.Options{Endpoint: srv.URL, Region: "here-1",
-			Credentials: &upload.Credentials{AccessKeyID: "AKOPT", SecretAccessKey: "s", SessionToken: "opt-token"}})
+		putOne(t, "s3://bkt", upload.Options{
+			Endpoint: srv.URL, Region: "here-1",
+			Credentials: &upload.Credentials{AccessKeyID: "AKOPT", SecretAccessKey: "s", SessionToken: "opt-token"},
+		})
 		check(t, "AKOPT", "here-1", "opt-token")
 	})
 	t.Run("default region", func(t *testing.T) {

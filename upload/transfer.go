@@ -43,7 +43,13 @@ type TransferOptions struct {
 	Parallel int        // objects at a time; default 4
 	Put      PutOptions // for Upload: ACL and content type of every object
 	Force    bool       // move also what is there and intact
-	Progress Progress   // default NoProgress
+
+	// KeepPartial leaves what a failed Download has of an object in its
+	// temporary file, for a later call to continue. Otherwise only a killed
+	// process leaves such files.
+	KeepPartial bool
+
+	Progress Progress // default NoProgress
 }
 
 func (o TransferOptions) withDefaults() TransferOptions {

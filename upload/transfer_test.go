@@ -227,7 +227,7 @@ func TestDownloadResumes(t *testing.T) {
 	}
 	dir := t.TempDir()
 	p.Plan(s3fault.At(3, s3fault.ResetBody)) // HEAD, GET, HEAD, GET
-	if _, err := upload.Download(t.Context(), s, dir, fetches, upload.TransferOptions{Parallel: 1}); err == nil {
+	if _, err := upload.Download(t.Context(), s, dir, fetches, upload.TransferOptions{Parallel: 1, KeepPartial: true}); err == nil {
 		t.Fatal("no error")
 	}
 	left, _ := os.ReadDir(dir)
@@ -248,7 +248,7 @@ func TestDownloadResumes(t *testing.T) {
 	// Damage to what was kept is found and made good.
 	os.Remove(filepath.Join(dir, fetches[1].Name))
 	p.Plan(s3fault.At(1, s3fault.ResetBody))
-	upload.Download(t.Context(), s, dir, fetches[1:2], upload.TransferOptions{})
+	upload.Download(t.Context(), s, dir, fetches[1:2], upload.TransferOptions{KeepPartial: true})
 	p.Plan(nil)
 	l, _ := filepath.Glob(filepath.Join(dir, ".*.instar-part"))
 	if len(l) != 1 {
@@ -264,6 +264,16 @@ func TestDownloadResumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkFiles(t, dir, files)
+
+	// Without KeepPartial nothing stays.
+	os.Remove(filepath.Join(dir, fetches[1].Name))
+	p.Plan(s3fault.At(1, s3fault.ResetBody))
+	if _, err := upload.Download(t.Context(), s, dir, fetches[1:2], upload.TransferOptions{}); err == nil {
+		t.Error("no error")
+	}
+	if l, _ := filepath.Glob(filepath.Join(dir, ".*.instar-part")); len(l) != 0 {
+		t.Errorf("left: %q", l)
+	}
 }
 
 func TestDownloadStaysInside(t *testing.T) {
