@@ -26,8 +26,8 @@ import (
 // faultOptions shrinks the pauses and the patience.
 func faultOptions(p *s3fault.Proxy, base upload.Options) upload.Options {
 	base.Endpoint = p.URL
-	base.Retry = upload.Retry{Attempts: 5, Base: time.Millisecond, Max: 4 * time.Millisecond}
-	base.Timeouts = upload.Timeouts{Stall: 200 * time.Millisecond, Reply: 600 * time.Millisecond, MinBytes: 64}
+	base.Retry = upload.Retry{Attempts: 8, Base: time.Millisecond, Max: 4 * time.Millisecond}
+	base.Timeouts = upload.Timeouts{Stall: 400 * time.Millisecond, Reply: 800 * time.Millisecond, MinBytes: 16}
 	return base
 }
 
@@ -210,10 +210,9 @@ func everyFault(t *testing.T, base upload.Options, faults []s3fault.Fault, ops .
 				t.Parallel()
 				p := s3fault.New(base.Endpoint)
 				t.Cleanup(p.Close)
-				o := faultOptions(p, base)
 				for _, f := range faults {
 					for i := 0; ; i++ {
-						err, log := once(t, p, o, op, i, f)
+						log, err := once(t, p, base, op, i, f)
 						if len(log) <= i {
 							break // the operation is over before request i
 						}
@@ -235,20 +234,21 @@ func everyFault(t *testing.T, base upload.Options, faults []s3fault.Fault, ops .
 	t.Logf("%d faults met, %d given up", runs.Load(), given.Load())
 }
 
-// once runs an operation with a fault at one request.
-func once(t *testing.T, p *s3fault.Proxy, o upload.Options, op operation, i int, f s3fault.Fault) (error, []s3fault.Request) {
-	p.Plan(nil)
-	s := bucket(t, o)
+// once runs an operation with a fault at one request. What comes before and
+// after has a store of its own, without a proxy and with patience.
+func once(t *testing.T, p *s3fault.Proxy, base upload.Options, op operation, i int, f s3fault.Fault) ([]s3fault.Request, error) {
+	s := bucket(t, base)
 	defer s.Close()
 	if op.prepare != nil {
 		op.prepare(t, s)
 	}
 	p.Plan(s3fault.At(i, f))
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	err := op.run(ctx, t, s)
+	met := open(t, s.String(), faultOptions(p, base))
+	defer met.Close()
+	err := op.run(ctx, t, met)
 	log := p.Log()
-	p.Plan(nil)
 	if errors.Is(err, upload.ErrExist) && op.name == "put-exists" {
 		err = nil
 	}
@@ -256,7 +256,7 @@ func once(t *testing.T, p *s3fault.Proxy, o upload.Options, op operation, i int,
 		if len(log) <= i || !f.Permanent() {
 			t.Errorf("given up: %v", err)
 		}
-		if strings.Contains(err.Error(), o.Credentials.SecretAccessKey) {
+		if strings.Contains(err.Error(), base.Credentials.SecretAccessKey) {
 			t.Errorf("a secret is in %q", err)
 		}
 	}
@@ -266,21 +266,16 @@ func once(t *testing.T, p *s3fault.Proxy, o upload.Options, op operation, i int,
 	if op.check != nil {
 		op.check(t, s, err == nil)
 	}
-	if left := unfinished(t, o, s.(upload.BucketManager).Bucket()); len(left) > 0 {
+	if left := unfinished(t, base, s.(upload.BucketManager).Bucket()); len(left) > 0 {
 		t.Errorf("multipart uploads are left: %q", left)
 	}
-	return err, log
+	return log, err
 }
 
 // unfinished lists a bucket's multipart uploads in progress.
 func unfinished(t *testing.T, o upload.Options, bucket string) []string {
 	t.Helper()
-	c := s3.New(s3.Options{
-		BaseEndpoint: &o.Endpoint, Region: o.Region, UsePathStyle: true,
-		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: o.Credentials.AccessKeyID, SecretAccessKey: o.Credentials.SecretAccessKey}, nil
-		}),
-	})
+	c := sdk(o)
 	// MinIO lists only by whole keys.
 	var left []string
 	for _, key := range []string{"", "pre/fix/k", "pre/fix/to"} {

@@ -60,7 +60,7 @@ func (s *s3Store) CreateBucket(ctx context.Context, location string) error {
 	if want != "" {
 		in.CreateBucketConfiguration = &types.CreateBucketConfiguration{LocationConstraint: types.BucketLocationConstraint(want)}
 	}
-	return s.do(ctx, "create bucket", "", func(ctx context.Context) error {
+	return s.attempts(ctx, "create bucket", "", func(ctx context.Context, last *Error) error {
 		_, err := s.client.CreateBucket(ctx, in)
 		if err == nil {
 			return nil
@@ -70,6 +70,9 @@ func (s *s3Store) CreateBucket(ctx context.Context, location string) error {
 		case "BucketAlreadyOwnedByYou":
 			return nil
 		case "BucketAlreadyExists":
+			if last != nil && last.unclear {
+				return nil // made by the attempt whose reply was lost
+			}
 			e.Advice = "the name belongs to somebody else: choose another"
 		}
 		return e
