@@ -28,7 +28,6 @@ type imageOptions struct {
 	arch, prefix, destination string
 	kernel, ramdisk           string
 	mappings                  mappings
-	codes                     []string
 	rawCodes                  string
 	partSize                  int64
 	encKey, encIV             string
@@ -52,12 +51,12 @@ func (o *imageOptions) add(a *app, cmd *cobra.Command, test string) {
 
 // storage is where the bucket is and who asks.
 type storage struct {
-	bucket                        string
-	accessKey, secretKey, token   string
-	secretKeyFile, url, caCert    string
-	acl, location, sigv           string
-	retry, anonymous, virtualHost bool
-	rate                          int64
+	bucket                      string
+	accessKey, secretKey, token string
+	secretKeyFile, url, caCert  string
+	acl, location, sigv         string
+	retry                       bool
+	rate                        int64
 }
 
 // short says which short options a command has left for storage.

@@ -2,14 +2,17 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 )
 
 // reporter shows what a capture reports. It is to be ended.
 type reporter struct {
-	ui  *ui.Printer
-	bar *ui.Progress
+	ui    *ui.Printer
+	bar   *ui.Progress
+	phase string
+	start time.Time
 }
 
 // Phase ends the phase before and begins to show another.
@@ -21,6 +24,7 @@ func (r *reporter) Phase(name string, total int64) {
 		r.ui.Say("%s", name)
 	}
 	r.bar = r.ui.Progress(name, total)
+	r.phase, r.start = name, time.Now()
 }
 
 // Add counts bytes.
@@ -39,7 +43,11 @@ func (r *reporter) Warn(path, text string) {
 }
 
 func (r *reporter) end() {
+	if r.bar == nil {
+		return
+	}
 	r.bar.End()
+	r.ui.Debug("done", ui.Fields{"phase": r.phase, "bytes": r.bar.Done(), "took": time.Since(r.start).String()})
 	r.bar = nil
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rsa"
 	"errors"
@@ -70,7 +71,8 @@ func runMigrateManifest(_ context.Context, a *app, o *migrateOptions) error {
 		return err
 	}
 	backup := o.manifest + ".bak"
-	if _, err := os.Lstat(backup); err == nil {
+	// One equal to the manifest is of a run that was killed halfway.
+	if kept, err := os.ReadFile(backup); err == nil && !bytes.Equal(kept, old) || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return failf(exitFile, "%s: %w: it would be overwritten", backup, fs.ErrExist)
 	}
 	next, doc, err := a.migrated(o, m, key)

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rsa"
-	"crypto/sha1" //lint:ignore SA1019 the format's digest
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"path/filepath"
