@@ -1,0 +1,298 @@
+package server
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/instar-image/instar/metadata"
+	"github.com/instar-image/instar/metadata/dirsource"
+)
+
+// raw sends bytes on a connection of its own and returns everything that
+// comes back until the server closes it or says nothing for half a second.
+func raw(t *testing.T, addr, text string) string {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go io.WriteString(c, text) // the server may close before it has read all
+	var out strings.Builder
+	buf := make([]byte, 64<<10)
+	for {
+		if err := c.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := c.Read(buf)
+		out.Write(buf[:n])
+		if err != nil {
+			return out.String()
+		}
+	}
+}
+
+func TestHostileRequests(t *testing.T) {
+	s := start(t, Options{Metadata: metadata.Options{Source: source(t, record("i-1", "127.0.0.1"), record("i-2", "127.0.0.2"))}})
+	get := func(path string) string { return "GET " + path + " HTTP/1.1\r\nHost: x.invalid\r\nHost: y\r\n\r\n" }
+	const host = "Host: 169.254.169.254\r\n"
+	for _, c := range []struct{ name, text, want string }{
+		{"a header of 64 KiB", "GET / HTTP/1.1\r\n" + host + "X: " + strings.Repeat("x", 64<<10) + "\r\n\r\n", "HTTP/1.1 431 "},
+		{"10,000 header lines", "GET / HTTP/1.1\r\n" + host + strings.Repeat("X: y\r\n", 10_000) + "\r\n", "HTTP/1.1 431 "},
+		{"a URL of 8 KiB", "GET /" + strings.Repeat("x", 8<<10) + " HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 404 "},
+		{"a URL of 64 KiB", "GET /" + strings.Repeat("x", 64<<10) + " HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 431 "},
+		{"two hosts", get("/"), "HTTP/1.1 400 "},
+		{"no host", "GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 400 "},
+		{"no host in HTTP/1.0", "GET " + instanceID + " HTTP/1.0\r\n\r\n", "HTTP/1.0 200 "},
+		{"nonsense", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", "HTTP/1.1 400 "},
+		{"HTTP/0.9", "GET /\r\n\r\n", "HTTP/1.1 400 "},
+		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/1.1 405 "},
+		{"a header name with a space", "GET / HTTP/1.1\r\n" + host + "X-aws-ec2-metadata-token : x\r\n\r\n", "HTTP/1.1 400 "},
+		{"a folded header", "GET " + instanceID + " HTTP/1.1\r\n" + host + "X-aws-ec2-metadata-token:\r\n x\r\n\r\n", "HTTP/1.1 4"},
+		{"two lengths", "GET / HTTP/1.1\r\n" + host + "Content-Length: 1\r\nContent-Length: 2\r\n\r\nx", "HTTP/1.1 400 "},
+		{"a negative length", "GET / HTTP/1.1\r\n" + host + "Content-Length: -1\r\n\r\n", "HTTP/1.1 400 "},
+		{"an unknown coding", "GET / HTTP/1.1\r\n" + host + "Transfer-Encoding: x, chunked\r\n\r\n0\r\n\r\n", "HTTP/1.1 501 "},
+		{"dots", "GET /latest/../latest/meta-data/instance-id HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 404 "},
+		{"encoded dots", "GET /latest/%2e%2e/latest/meta-data/instance-id HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 404 "},
+		{"a NUL", "GET /latest/meta-data/instance-id%00 HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 404 "},
+		{"an overlong slash", "GET /latest%c0%afmeta-data/instance-id HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 404 "},
+		{"a broken escape", "GET /latest/%zz HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 400 "},
+		{"backslashes", `GET /latest\meta-data\instance-id HTTP/1.1` + "\r\n" + host + "\r\n", "HTTP/1.1 404 "},
+		{"an absolute URL", "GET http://169.254.169.254" + instanceID + " HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 200 "},
+		{"an absolute URL elsewhere", "GET http://rebound.example" + instanceID + " HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 421 "},
+		{"CONNECT", "CONNECT 127.0.0.2:80 HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 405 "},
+		{"OPTIONS *", "OPTIONS * HTTP/1.1\r\n" + host + "\r\n", "HTTP/1.1 405 "},
+		{"Expect", "PUT /latest/api/token HTTP/1.1\r\n" + host + "Expect: 100-continue\r\nContent-Length: 0\r\nX-aws-ec2-metadata-token-ttl-seconds: 1\r\n\r\n", "HTTP/1.1 200 "},
+		{"a chunked empty body", "PUT /latest/api/token HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nX-aws-ec2-metadata-token-ttl-seconds: 1\r\n\r\n0\r\n\r\n", "HTTP/1.1 200 "},
+	} {
+		got := raw(t, s.addr, c.text)
+		if !strings.HasPrefix(got, c.want) {
+			t.Errorf("%s: %.100q, want %q", c.name, got, c.want)
+		}
+		if strings.Contains(got, "i-2") {
+			t.Errorf("%s: another instance's id", c.name)
+		}
+	}
+
+	const next = "GET " + instanceID + " HTTP/1.1\r\n" + host + "\r\n"
+	for name, text := range map[string]string{
+		"length and chunks":        "GET / HTTP/1.1\r\n" + host + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + next,
+		"a request in a body":      fmt.Sprintf("GET / HTTP/1.1\r\n"+host+"Content-Length: %d\r\n\r\n", len(next)) + next,
+		"a request after a body":   "GET / HTTP/1.1\r\n" + host + "Content-Length: 1\r\n\r\nx" + next,
+		"a request after a token":  "PUT /latest/api/token HTTP/1.1\r\n" + host + "X-aws-ec2-metadata-token-ttl-seconds: 1\r\n\r\n" + next,
+		"a request after a chunk":  "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n" + next,
+		"a request after HTTP/1.0": "GET / HTTP/1.0\r\n\r\n" + next,
+	} {
+		got := raw(t, s.addr, text)
+		if n := strings.Count(got, "HTTP/1."); n != 1 {
+			t.Errorf("%s: %d answers: %.300q", name, n, got)
+		}
+	}
+	if got := raw(t, s.addr, strings.Repeat(next, 100)); strings.Count(got, "HTTP/1.1 200 ") != 100 {
+		t.Errorf("100 requests at once: %d answers", strings.Count(got, "HTTP/1.1 200 "))
+	}
+}
+
+// TestSlowConnections has 1,000 connections that send a byte now and then, from
+// many addresses and from one, beside instances that behave: these are served
+// all the time, and the slow ones are cut off.
+func TestSlowConnections(t *testing.T) {
+	const header = 2 * time.Second
+	s := start(t, Options{Metadata: metadata.Options{Source: source(t, record("i-1", "127.0.0.1"))}, Limits: Limits{Header: header, PerAddress: 10, Connections: 2000}})
+	var slow sync.WaitGroup
+	cut := make(chan error, 1000)
+	opened := make(chan struct{}, 1000)
+	for i := range 1000 {
+		slow.Go(func() {
+			from := net.IPv4(127, 7, byte(i/4), 1)
+			if i >= 900 { // one that takes more than its share
+				from = net.IPv4(127, 7, 255, 255)
+			}
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from}}
+			c, err := d.Dial("tcp", s.addr)
+			opened <- struct{}{}
+			if err != nil {
+				cut <- err
+				return
+			}
+			defer c.Close()
+			for b := range []byte("GET / HTTP/1.1\r\nX-" + strings.Repeat("x", 200)) {
+				if _, err := c.Write([]byte{byte('a' + b%26)}); err != nil {
+					cut <- err
+					return
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			cut <- nil
+		})
+	}
+	for range 1000 {
+		<-opened
+	}
+	for range 200 {
+		if code, body := s.get(t, "GET", instanceID); code != 200 || body != "i-1" {
+			t.Fatalf("beside slow connections: %d %q", code, body)
+		}
+	}
+	slow.Wait()
+	for range 1000 {
+		if err := <-cut; err == nil {
+			t.Fatal("a slow connection was let send its whole header")
+		}
+	}
+}
+
+// TestReloads replaces the records 1,000 times while clients read: each answer
+// is wholly of one version.
+func TestReloads(t *testing.T) {
+	dir := t.TempDir()
+	write := func(n int) {
+		c := string(rune('a' + n%26))
+		text := fmt.Sprintf("instance-id: i-1\ncaller: {addresses: [127.0.0.1]}\nami-id: ami-%s\ninstance-type: %s\naccount-id: '%d'\nuser-data: %s\n",
+			strings.Repeat(c, 8), strings.Repeat(c, 50), n, strings.Repeat(c, 16000))
+		if err := os.WriteFile(filepath.Join(dir, "x"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, "x"), filepath.Join(dir, "a.yaml")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0)
+	d, err := dirsource.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, Options{Metadata: metadata.Options{Source: d}})
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	seen := make(map[string]bool)
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				code, data := s.get(t, "GET", "/latest/user-data")
+				if code != 200 || len(data) != 16000 || strings.Trim(data, data[:1]) != "" {
+					t.Errorf("a mixed answer: %d, %d bytes", code, len(data))
+					return
+				}
+				_, doc := s.get(t, "GET", "/latest/dynamic/instance-identity/document")
+				_, after, _ := strings.Cut(doc, `"imageId" : "ami-`)
+				if len(after) < 8 || !strings.Contains(doc, `"instanceType" : "`+strings.Repeat(after[:1], 50)+`"`) {
+					t.Errorf("a mixed document: %s", doc)
+					return
+				}
+				mu.Lock()
+				seen[data[:1]] = true
+				mu.Unlock()
+			}
+		})
+	}
+	for n := range 1000 {
+		write(n + 1)
+		if err := d.Reload(); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if len(seen) < 5 {
+		t.Errorf("only %d versions were seen: the clients were not reading meanwhile", len(seen))
+	}
+}
+
+// TestCrossTalk has 10,000 instances ask for 100,000 things: each gets its own.
+func TestCrossTalk(t *testing.T) {
+	const instances, workers = 10_000, 16
+	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, byte(100 + i>>16), byte(i >> 8), byte(i)}) }
+	ins := make([]*metadata.Instance, instances)
+	for i := range ins {
+		ins[i] = record(fmt.Sprintf("i-%05d", i), addr(i).String())
+		ins[i].UserData = metadata.Blob(fmt.Sprintf("data of %05d", i))
+		ins[i].Interfaces = []metadata.Interface{{MAC: fmt.Sprintf("02:00:00:00:%02x:%02x", i>>8, i&255), LocalIPv4s: []netip.Addr{addr(i)}}}
+	}
+	s := start(t, Options{Metadata: metadata.Options{Source: source(t, ins...), Rate: 500}})
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for i := range next {
+				if err := visit(s.addr, addr(i), ins[i]); err != nil {
+					t.Errorf("instance %d: %v", i, err)
+				}
+			}
+		})
+	}
+	for i := range instances {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+}
+
+// visit makes ten requests as an instance.
+func visit(server string, from netip.Addr, in *metadata.Instance) error {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
+	ask := func(c net.Conn, r *bufio.Reader, request string) (string, error) {
+		if _, err := io.WriteString(c, request); err != nil {
+			return "", err
+		}
+		res, err := http.ReadResponse(r, nil)
+		if err != nil {
+			return "", err
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		if err == nil && res.StatusCode != 200 {
+			err = errors.New(res.Status)
+		}
+		return string(b), err
+	}
+	const host = " HTTP/1.1\r\nHost: 169.254.169.254\r\n"
+	c, err := d.Dial("tcp", server)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	token, err := ask(c, bufio.NewReader(c), "PUT /latest/api/token"+host+"X-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n")
+	if err != nil {
+		return err
+	}
+	if c, err = d.Dial("tcp", server); err != nil { // the token's connection is closed
+		return err
+	}
+	defer c.Close()
+	r := bufio.NewReader(c)
+	for n := range 9 {
+		path, want := instanceID, in.ID
+		switch n % 3 {
+		case 1:
+			path, want = "/latest/user-data", string(in.UserData)
+		case 2:
+			path, want = "/2021-03-23/meta-data/network/interfaces/macs/"+in.Interfaces[0].MAC+"/local-ipv4s", from.String()
+		}
+		got, err := ask(c, r, "GET "+path+host+"X-aws-ec2-metadata-token: "+token+"\r\n\r\n")
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if got != want {
+			return fmt.Errorf("%s is %q, want %q", path, got, want)
+		}
+	}
+	return nil
+}
