@@ -18,7 +18,7 @@ func newTree() *node {
 	root := dir("", "",
 		metaData(),
 		dynamic(),
-		node{name: "user-data", since: "1.0", leaf: func(v *view) (string, bool) { return string(v.in.UserData), v.in.UserData != nil }},
+		node{name: "user-data", since: "1.0", raw: func(v *view) []byte { return v.in.UserData }},
 	)
 	return &root
 }

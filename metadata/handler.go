@@ -318,6 +318,9 @@ func (e *exchange) tokenRequest(version string) {
 }
 
 func known(version string) bool {
+	if version == "latest" {
+		return true
+	}
 	for _, v := range versions {
 		if v == version {
 			return true
@@ -356,15 +359,18 @@ func (e *exchange) get(version, path string) {
 		}
 	case n.leaf != nil:
 		body, ok := n.leaf(&v)
-		ctype := e.h.plain
-		if n.name == "user-data" {
-			ctype = e.h.binary
-		}
 		if !ok {
 			e.fail(http.StatusNotFound, "")
 			return
 		}
-		e.reply(http.StatusOK, ctype, body)
+		e.reply(http.StatusOK, e.h.plain, body)
+	case n.raw != nil:
+		body := n.raw(&v)
+		if body == nil {
+			e.fail(http.StatusNotFound, "")
+			return
+		}
+		e.replyBytes(http.StatusOK, e.h.binary, body)
 	case !n.present(&v):
 		e.fail(http.StatusNotFound, "")
 	default:
@@ -425,7 +431,7 @@ func (e *exchange) launchRequest(path string) {
 		e.w.WriteHeader(http.StatusNoContent)
 		e.rep.Status = http.StatusNoContent
 	default:
-		e.reply(http.StatusOK, e.h.binary, string(answer))
+		e.replyBytes(http.StatusOK, e.h.binary, answer)
 	}
 }
 
@@ -449,16 +455,37 @@ func (e *exchange) fail(status int, note string) {
 }
 
 func (e *exchange) reply(status int, ctype []string, body string) {
+	if !e.head(status, ctype, len(body)) {
+		return
+	}
+	_, err := io.WriteString(e.w, body)
+	e.sent(err)
+}
+
+func (e *exchange) replyBytes(status int, ctype []string, body []byte) {
+	if !e.head(status, ctype, len(body)) {
+		return
+	}
+	_, err := e.w.Write(body)
+	e.sent(err)
+}
+
+// head sends the header and reports whether a body of n bytes is to follow.
+func (e *exchange) head(status int, ctype []string, n int) bool {
 	h := e.w.Header()
 	h["Content-Type"] = ctype
-	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	h["Content-Length"] = []string{strconv.Itoa(n)}
 	e.rep.Status = status
 	e.w.WriteHeader(status)
 	if e.r.Method == http.MethodHead {
-		return
+		return false
 	}
-	e.rep.Bytes = len(body)
-	if _, err := io.WriteString(e.w, body); err != nil && e.rep.Note == "" {
+	e.rep.Bytes = n
+	return true
+}
+
+func (e *exchange) sent(err error) {
+	if err != nil && e.rep.Note == "" {
 		e.rep.Note = "the client went away"
 	}
 }

@@ -100,6 +100,15 @@ func (s *Set) addCallers(in *Instance) error {
 // Len returns the number of instances.
 func (s *Set) Len() int { return len(s.byID) }
 
+// Footprint is about how many bytes of memory the set takes.
+func (s *Set) Footprint() int64 {
+	n := int64(len(s.byID)) * 4096
+	for _, in := range s.byID {
+		n += int64(len(in.UserData))
+	}
+	return n
+}
+
 // Get returns the instance with the id, nil if there is none.
 func (s *Set) Get(id string) *Instance { return s.byID[id] }
 

@@ -16,8 +16,8 @@ var versions = []string{
 	"2020-10-27", "2021-01-03", "2021-03-23", "2021-07-15", "2022-09-24", "2024-04-11", "latest",
 }
 
-// node is a place in the tree. It is one of: a leaf (leaf, or fetch for one
-// that costs something to find out), a directory with the entries of dir, or a
+// node is a place in the tree. It is one of: a leaf (leaf, raw, or fetch for
+// one that costs something to find out), a directory with the entries of dir, or a
 // directory whose entries' names depend on the record: names gives them as
 // they are listed, and each is what every one of them is. Listings are made of
 // the same functions that answer, so what is listed is there.
@@ -26,6 +26,7 @@ type node struct {
 	since string // first version that has it
 
 	leaf  func(*view) (value string, ok bool)
+	raw   func(*view) []byte // a leaf of any bytes; nil: absent
 	fetch func(context.Context, *view) (string, error)
 	when  func(*view) bool // whether fetch has something; nil: yes
 
@@ -36,7 +37,7 @@ type node struct {
 	each  *node
 }
 
-func (n *node) isDir() bool { return n.leaf == nil && n.fetch == nil }
+func (n *node) isDir() bool { return n.leaf == nil && n.raw == nil && n.fetch == nil }
 
 // view is what leaf functions see: the instance, and where below it they are.
 type view struct {
@@ -66,6 +67,8 @@ func (n *node) present(v *view) bool {
 	case n.leaf != nil:
 		_, ok := n.leaf(v)
 		return ok
+	case n.raw != nil:
+		return n.raw(v) != nil
 	case n.fetch != nil:
 		return n.when == nil || n.when(v)
 	case n.names != nil:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 
@@ -117,11 +118,20 @@ func runMetadataServe(ctx context.Context, a *app, o *serveOptions) error {
 	if len(so.Listen) == 0 && !so.Activation {
 		return usagef("missing option --listen, as in --listen 169.254.169.254")
 	}
+	limitGarbage(64 << 20) // records are read with much of it
 	dir, err := dirsource.Open(o.instances)
 	if err != nil {
 		return failf(exitFile, "%w", err)
 	}
-	so.Metadata.Source, so.Reload, so.Watch = dir, dir.Reload, dir.Watch
+	debug.FreeOSMemory()
+	so.Metadata.Source, so.Reload = dir, dir.Reload
+	so.Watch = func(ctx context.Context, after func(error)) error {
+		limitGarbage(dir.Instances().Footprint())
+		return dir.Watch(ctx, func(err error) {
+			limitGarbage(dir.Instances().Footprint())
+			after(err)
+		})
+	}
 	if o.control != "none" {
 		so.Control = o.control
 	}
@@ -171,6 +181,15 @@ func addLauncher(so *server.Options, ec2Key string) error {
 	}
 	so.Metadata.Launcher = l
 	return nil
+}
+
+// limitGarbage lets about 64 MiB of garbage gather beside what the records
+// take, however many they are: few collections for a few, little memory for
+// many. GOGC in the environment has the last word.
+func limitGarbage(live int64) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(int(min(max((64<<20)*100/max(live, 1), 25), 1600)))
+	}
 }
 
 func openAccessLog(a *app, name string) (io.Writer, error) {

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/metadata"
@@ -77,26 +79,33 @@ func (d *Dir) Reload() error {
 		return fmt.Errorf("reading the instance directory: %w", err)
 	}
 	files := make(map[string]file, len(entries))
-	var instances []*metadata.Instance
-	var errs []error
-	for _, e := range entries {
+	read := make([]file, len(entries))
+	errs := make([]error, len(entries))
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i, e := range entries {
 		name := e.Name()
 		ext := filepath.Ext(name)
 		if strings.HasPrefix(name, ".") || ext != ".yaml" && ext != ".yml" {
 			continue
 		}
-		f, err := d.read(name)
-		switch {
-		case errors.Is(err, fs.ErrNotExist): // removed while we looked
-		case err != nil:
-			errs = append(errs, err)
-		default:
-			files[name] = f
+		group.Go(func() error {
+			read[i], errs[i] = d.read(name)
+			if errors.Is(errs[i], fs.ErrNotExist) { // removed while we looked
+				read[i], errs[i] = file{}, nil
+			}
+			return nil
+		})
+	}
+	if err := errors.Join(group.Wait(), errors.Join(errs...)); err != nil {
+		return err
+	}
+	instances := make([]*metadata.Instance, 0, len(entries))
+	for i, f := range read {
+		if f.in != nil {
+			files[entries[i].Name()] = f
 			instances = append(instances, f.in)
 		}
-	}
-	if errs != nil {
-		return errors.Join(errs...)
 	}
 	set, err := metadata.NewSet(instances...)
 	if err != nil {
@@ -151,14 +160,16 @@ func readFile(path string, limit int64) ([]byte, identity, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, identity{}, fmt.Errorf("%s is not a regular file", path)
 	}
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, identity{}, err
-	}
-	if int64(len(b)) > limit {
+	if st.Size > limit {
 		return nil, identity{}, fmt.Errorf("%s has more than the %d bytes it may have", path, limit)
 	}
-	return b, identify(&st), nil
+	// One that grows meanwhile is read again when the watch says so.
+	b := make([]byte, st.Size)
+	n, err := io.ReadFull(f, b)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return nil, identity{}, err
+	}
+	return b[:n], identify(&st), nil
 }
 
 func stat(path string) (identity, error) {

@@ -153,6 +153,31 @@ func TestSlowConnections(t *testing.T) {
 	}
 }
 
+// TestDeafConnection pipelines requests and reads no answer: it is cut off.
+func TestDeafConnection(t *testing.T) {
+	in := record("i-1", "127.0.0.1")
+	in.UserData = make(metadata.Blob, metadata.MaxUserData)
+	s := start(t, Options{Metadata: metadata.Options{Source: source(t, in)}, Limits: Limits{Write: 500 * time.Millisecond}})
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	request := strings.Repeat("GET /latest/user-data HTTP/1.1\r\nHost: localhost\r\n\r\n", 100)
+	if err := c.SetWriteDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := io.WriteString(c, request); err != nil {
+			var timeout net.Error
+			if errors.As(err, &timeout) && timeout.Timeout() {
+				t.Error("the server still waits for a peer that reads nothing")
+			}
+			return
+		}
+	}
+}
+
 // TestReloads replaces the records 1,000 times while clients read: each answer
 // is wholly of one version.
 func TestReloads(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
@@ -159,8 +160,9 @@ func (g *gate) leave(a netip.Addr) {
 // gated is a listener behind a gate.
 type gated struct {
 	net.Listener
-	spec Listen
-	gate *gate
+	spec     Listen
+	gate     *gate
+	patience time.Duration // with a peer that does not read
 }
 
 func (l *gated) Accept() (net.Conn, error) {
@@ -184,15 +186,39 @@ func (l *gated) Accept() (net.Conn, error) {
 			l.gate.refused()
 			continue
 		}
-		return &counted{TCPConn: tcp, spec: &l.spec, leave: sync.OnceFunc(func() { l.gate.leave(from) })}, nil
+		return &counted{TCPConn: tcp, spec: &l.spec, patience: l.patience, leave: sync.OnceFunc(func() { l.gate.leave(from) })}, nil
 	}
 }
 
 // counted is a connection that gives its place back when it is closed.
 type counted struct {
 	*net.TCPConn
-	spec  *Listen
-	leave func()
+	spec     *Listen
+	patience time.Duration
+	armed    time.Time // when the write deadline was set; of who writes
+	leave    func()
+}
+
+// Write gives up on a peer that takes nothing for the connection's patience,
+// give or take a quarter: the deadline is set now and then, not for every
+// answer as http.Server would.
+func (c *counted) Write(p []byte) (int, error) {
+	if now := time.Now(); now.Sub(c.armed) > c.patience/4 {
+		if err := c.TCPConn.SetWriteDeadline(now.Add(c.patience)); err != nil {
+			return 0, err
+		}
+		c.armed = now
+	}
+	return c.TCPConn.Write(p)
+}
+
+// SetWriteDeadline leaves the deadline alone where http.Server would lift it
+// after every answer.
+func (c *counted) SetWriteDeadline(t time.Time) error {
+	if t.IsZero() {
+		return nil
+	}
+	return c.TCPConn.SetWriteDeadline(t)
 }
 
 func (c *counted) Close() error {

@@ -49,7 +49,7 @@ type Limits struct {
 	Connections int           // at once, default 16,384
 	PerAddress  int           // at once from one source address, default 64
 	Header      time.Duration // for a request's header, default 5 s
-	Read        time.Duration // for a request, default 10 s
+	Read        time.Duration // for a request, default as Header
 	Write       time.Duration // for its answer, default 30 s
 	Idle        time.Duration // between requests, default 60 s
 	HeaderBytes int           // default 16,384
@@ -70,7 +70,7 @@ func (l *Limits) complete() {
 	setInt(&l.Connections, 16384)
 	setInt(&l.PerAddress, 64)
 	set(&l.Header, 5*time.Second)
-	set(&l.Read, 10*time.Second)
+	set(&l.Read, l.Header)
 	set(&l.Write, 30*time.Second)
 	set(&l.Idle, time.Minute)
 	setInt(&l.HeaderBytes, 16384)
@@ -165,6 +165,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		}
 		return metadata.ConnContext(ctx, c, k.spec.Name, k.spec.Interface)
 	}
+	srv.WriteTimeout = 0 // the connections see to that
 	servers := []*http.Server{srv}
 	serve := func(s *http.Server, ln net.Listener) {
 		group.Go(func() error {
@@ -175,7 +176,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		})
 	}
 	for i, ln := range lns {
-		serve(srv, &gated{Listener: ln, spec: specs[i], gate: g})
+		serve(srv, &gated{Listener: ln, spec: specs[i], gate: g, patience: o.Limits.Write})
 	}
 	if admin != nil {
 		s := r.httpServer(r.adminHandler())
