@@ -33,8 +33,8 @@ bench:                 ## figures against the peers, with targets (BENCH_ARGS=â€
 	test/tools debian bench
 	go run -buildvcs=false ./test/bench $(BENCH_ARGS)
 
-evidence:              ## the long campaigns, with counts (EVIDENCE_ARGS=â€¦)
-	test/run evidence $(EVIDENCE_ARGS)
+evidence:              ## the long campaigns, with counts
+	test/run evidence
 
 fuzz:                  ## every fuzz target for FUZZTIME (default 30s)
 	test/run fuzz

@@ -98,8 +98,9 @@ func TestResume(t *testing.T) {
 	}
 	proxy.Plan(nil)
 	i.Want(t, instar.OK, upload...)
-	if sent := count(proxy.Log(), puts); sent != parts-there {
-		t.Errorf("the second upload sent %d parts, want %d", sent, parts-there)
+	// What was on its way when the client died may have arrived after the count.
+	if sent := count(proxy.Log(), puts); sent == 0 || sent > parts-there {
+		t.Errorf("the second upload sent %d parts, want at most %d", sent, parts-there)
 	}
 
 	down := t.TempDir()

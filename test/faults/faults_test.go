@@ -22,8 +22,17 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// evidence says that this is the long run: more parts, so more points, and every
+// kind of fault at each of them.
+func evidence() bool { return os.Getenv("INSTAR_EVIDENCE") != "" }
+
 // partSize gives the small images of these tests several parts.
-const partSize = "65536"
+func partSize() string {
+	if evidence() {
+		return "4096"
+	}
+	return "65536"
+}
 
 // world is what every run works on: an image, its bundle, a tree, keys.
 type world struct {
@@ -45,7 +54,7 @@ cd "$2"; mkdir -p etc usr; echo x > etc/hostname; head -c 150000 /dev/urandom > 
 }
 
 func (w *world) bundleImage(dest string) []string {
-	return append([]string{"bundle-image", "-i", w.image, "-p", "b", "-d", dest, "--part-size", partSize}, w.Bundling()...)
+	return append([]string{"bundle-image", "-i", w.image, "-p", "b", "-d", dest, "--part-size", partSize()}, w.Bundling()...)
 }
 
 // job is a command that makes something in a directory.
@@ -76,7 +85,7 @@ func jobs() []job {
 			args: func(w *world, dir string) []string {
 				return append([]string{
 					"bundle-vol", "-v", w.tree, "--no-filter", "--no-inherit", "--size", "auto", "-p", "b",
-					"-b", "file://" + dir + "/store", "--part-size", partSize,
+					"-b", "file://" + dir + "/store", "--part-size", partSize(),
 				}, w.Bundling()...)
 			},
 			whole: func(t testing.TB, w *world, dir string) { bundleOpens(t, w, dir+"/store", "") },
@@ -198,12 +207,16 @@ func TestKillAtEveryFileOperation(t *testing.T) {
 // says so, leaves nothing that is not whole and no debris; or it completes.
 func TestFailureOfEveryFileOperation(t *testing.T) {
 	w := newWorld(t)
+	errnos := []unix.Errno{unix.EIO, unix.ENOSPC, unix.EDQUOT, unix.EMFILE}
 	for _, j := range jobs() {
 		t.Run(j.name, func(t *testing.T) {
 			points := 0
-			for at := 1; ; at++ {
-				// Both ways in turn: all of them with both are the evidence run's.
-				errno := []unix.Errno{unix.EIO, unix.ENOSPC}[at%2]
+			for n := 0; ; n++ {
+				// In turn; in the long run each at each point.
+				at, errno := n+1, errnos[n%len(errnos)]
+				if evidence() {
+					at = n/len(errnos) + 1
+				}
 				dir := start(t, w, j)
 				r := sysfault.Run(t, sysfault.Fault{Dir: dir, At: at, Errno: errno}, w.Environ(), w.Program, j.args(w, dir)...)
 				if !r.Hit {

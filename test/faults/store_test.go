@@ -68,7 +68,7 @@ func transfers() []transfer {
 			args: func(r *remote, prefix, _ string) []string {
 				return append([]string{
 					"bundle-vol", "-v", r.tree, "--no-filter", "--no-inherit", "--size", "auto", "-p", "b",
-					"-b", r.bucket + "/" + prefix, "--part-size", partSize,
+					"-b", r.bucket + "/" + prefix, "--part-size", partSize(),
 				}, r.Bundling()...)
 			},
 			whole: func(t testing.TB, r *remote, prefix, _ string) { opens(t, r, prefix, "") },
@@ -240,9 +240,13 @@ func TestFaultAtEveryRequest(t *testing.T) {
 	for _, tr := range transfers() {
 		t.Run(tr.name, func(t *testing.T) {
 			survived, refused := 0, 0
-			for at := 0; ; at++ {
-				fault := faults[next%len(faults)]
+			for n := 0; ; n++ {
+				// In turn; in the long run each at each request.
+				at, fault := n, faults[next%len(faults)]
 				next += 5 // prime to their number: neighbours get other kinds
+				if evidence() {
+					at, fault = n/len(faults), faults[n%len(faults)]
+				}
 				prefix, dir := r.begin(t, tr)
 				r.proxy.Plan(s3fault.At(at, fault))
 				res := r.Run(t, tr.args(r, prefix, dir)...)
