@@ -52,6 +52,7 @@ type Volume struct {
 	opts    VolumeOptions
 	scratch *scratch // filesystems other than ext4, once made
 	report  Reporter
+	flawed  int        // files of which the filesystem cannot have something
 	mu      sync.Mutex // covers changes
 	change  []ext4.Change
 }
@@ -89,6 +90,12 @@ func PlanVolume(ctx context.Context, o VolumeOptions, r Reporter) (*Volume, erro
 	}
 	for _, n := range v.Disk.Notes() {
 		r.Note(n)
+	}
+	if v.Plan != nil {
+		for w := range v.Plan.Warnings() {
+			v.flawed++
+			r.Warn(root.Tree.Path(w.ID), w.Err.Error())
+		}
 	}
 	for _, p := range root.Problems {
 		r.Warn(p.Path, p.Err.Error())
@@ -203,6 +210,10 @@ func (v *Volume) Changes() []ext4.Change {
 	defer v.mu.Unlock()
 	return v.change
 }
+
+// Flawed is the number of files that the image's filesystem cannot have as
+// they are; each was warned of.
+func (v *Volume) Flawed() int { return v.flawed }
 
 // Close releases the volume and removes what scratch files there are.
 func (v *Volume) Close() error {

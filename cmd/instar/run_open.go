@@ -293,7 +293,11 @@ func runVerify(ctx context.Context, a *app, o *verifyOptions) error {
 	}
 	if err != nil && !rep.OK() {
 		// what is wrong is in the report already, object by object
-		return explain(&exitError{code: exitTrust, err: fmt.Errorf("the bundle is not what was signed: %w", err)})
+		n, hint := len(rep.Problems), ""
+		if rep.Signature == "bad" {
+			hint = "Give the signer's certificate with --cert or --trust if it is another one."
+		}
+		return &exitError{code: exitTrust, err: fmt.Errorf("the bundle %s is not good: %d of its objects, as reported", rep.Name, n), hint: hint}
 	}
 	return err
 }

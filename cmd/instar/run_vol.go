@@ -72,7 +72,7 @@ func runBundleVol(ctx context.Context, a *app, o *bundleVolOptions) error {
 	if err := a.inheritance(ctx, o, &b); err != nil {
 		return err
 	}
-	dest, dir, done, err := a.volumeDestination(ctx, o)
+	dest, dir, done, err := a.volumeDestination(ctx, o, name)
 	if err != nil {
 		return err
 	}
@@ -114,17 +114,17 @@ func runBundleVol(ctx context.Context, a *app, o *bundleVolOptions) error {
 // names those that merely changed are warnings: their callers take anything
 // but 0 for failure, and a log file grows on every live system.
 func (a *app) afterCapture(v *capture.Volume) error {
-	lost := len(v.Root.Problems)
+	lost := len(v.Root.Problems) + v.Flawed()
 	for _, c := range v.Changes() {
 		if c.Kind == ext4.Unreadable {
 			lost++
 		}
 	}
-	n := len(v.Changes()) + len(v.Root.Problems)
+	n := len(v.Changes()) + len(v.Root.Problems) + v.Flawed()
 	if n == 0 || a.family != familyInstar && lost == 0 {
 		return nil
 	}
-	return failf(exitChanged, "done, but %d files changed or could not be read while they were captured; they are named above", n)
+	return failf(exitChanged, "done, but %d files changed, could not be read or cannot be in the image as they are; they are named above", n)
 }
 
 // volumePlan makes the capture's options of the command's.
@@ -240,7 +240,7 @@ func (a *app) secretFiles(o *bundleVolOptions) []string {
 }
 
 // volumeDestination is where the bundle goes: a directory, or with -b storage.
-func (a *app) volumeDestination(ctx context.Context, o *bundleVolOptions) (d capture.Destination, dir string, done func(), err error) {
+func (a *app) volumeDestination(ctx context.Context, o *bundleVolOptions, name string) (d capture.Destination, dir string, done func(), err error) {
 	done = func() {}
 	if a.setting("store", "--bucket", o.bucket) == "" || o.destination != "" && o.bucket == "" {
 		dir, err = a.workDir(o.destination)
@@ -252,6 +252,13 @@ func (a *app) volumeDestination(ctx context.Context, o *bundleVolOptions) (d cap
 	store, err := a.openWritable(ctx, &o.storage)
 	if err != nil {
 		return nil, "", done, err
+	}
+	if !o.replace { // said before the scan; Prepare looks again
+		if _, err := store.Stat(ctx, capture.ManifestName(name)); err == nil {
+			store.Close()
+			return nil, "", done, withHint(failf(exitFile, "%s/%s is stored already", store, capture.ManifestName(name)),
+				"--replace replaces it; --prefix gives the new bundle another name.")
+		}
 	}
 	return &capture.Bucket{Store: store, Replace: o.replace, Removed: a.showRemoved}, "", func() { store.Close() }, nil
 }

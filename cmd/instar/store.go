@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	neturl "net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -35,6 +36,9 @@ func (a *app) storeURL(o *storage, bucket string) (url, dir string, err error) {
 	if isFile || strings.HasPrefix(endpoint, "/") {
 		dir = filepath.Join(local, name, filepath.FromSlash(prefix))
 		return "file://" + dir, dir, nil
+	}
+	if u, err := neturl.Parse(endpoint); endpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		return "", "", usagef("endpoint %q (from %s): want http://HOST[:PORT], https://HOST[:PORT] or file:///DIRECTORY", endpoint, a.conf.Get("endpoint").From)
 	}
 	return "s3://" + path.Join(name, prefix), "", nil
 }
