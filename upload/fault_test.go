@@ -27,7 +27,7 @@ import (
 func faultOptions(p *s3fault.Proxy, base upload.Options) upload.Options {
 	base.Endpoint = p.URL
 	base.Retry = upload.Retry{Attempts: 8, Base: time.Millisecond, Max: 4 * time.Millisecond}
-	base.Timeouts = upload.Timeouts{Stall: 400 * time.Millisecond, Reply: 800 * time.Millisecond, MinBytes: 16}
+	base.Timeouts = upload.Timeouts{Stall: 400 * time.Millisecond, Reply: 800 * time.Millisecond, MinBytes: 64}
 	return base
 }
 

@@ -105,6 +105,7 @@ func openS3(ctx context.Context, bucket, prefix string, o Options) (Store, error
 		so.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 		so.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		so.Retryer = aws.NopRetryer{}
+		so.AppID = "instar"
 		so.DisableLogOutputChecksumValidationSkipped = true
 		if o.PathStyle == nil && !custom && strings.Contains(bucket, ".") {
 			so.UsePathStyle = true // its certificate would not match bucket.host

@@ -48,7 +48,7 @@ type Store interface {
 	Put(ctx context.Context, key string, body io.ReaderAt, size int64, o PutOptions) (Object, error)
 
 	// PutStream is Put for a body whose length is not known. It buffers at
-	// most PutOptions.PartSize * (PutOptions.Parallel+1) bytes. When r fails, nothing is
+	// most PutOptions.PartSize * (PutOptions.Parallel+2) bytes. When r fails, nothing is
 	// stored and the error wraps r's.
 	PutStream(ctx context.Context, key string, r io.Reader, o PutOptions) (Object, error)
 

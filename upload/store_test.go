@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,8 +23,14 @@ import (
 	"github.com/instar-image/instar/upload/storetest"
 )
 
-// TestMain lets many tests wait at a time: most of them wait for timeouts.
+// TestMain lets many tests wait at a time: most of them wait for timeouts. The
+// machine's own AWS configuration is out of the game.
 func TestMain(m *testing.M) {
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "AWS_") {
+			os.Unsetenv(name)
+		}
+	}
 	flag.Parse()
 	flag.Set("test.parallel", "16")
 	goleak.VerifyTestMain(m)
