@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/instar-image/instar/bundle/ec2"
 )
 
@@ -36,25 +38,69 @@ type Dir struct {
 
 	bundle string
 	work   string   // the hidden directory, "" when there is none
+	lock   *os.File // of the hidden directory, open and locked
 	moved  []string // parts that have their final names
 }
 
-// Prepare makes the hidden directory, and removes those of runs that were killed.
-func (d *Dir) Prepare(_ context.Context, bundle string) error {
+// Prepare makes the hidden directory, and removes those of runs that were
+// killed. One that is locked belongs to a run that goes on: [ErrOtherRun].
+func (d *Dir) Prepare(_ context.Context, bundle string) (err error) {
 	d.bundle = bundle
+	if d.work, err = os.MkdirTemp(d.Path, "."+bundle+".partial-"); err != nil {
+		return fmt.Errorf("making room for the bundle: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			d.unlock()
+			err = errors.Join(err, os.RemoveAll(d.work))
+			d.work = ""
+		}
+	}()
+	if d.lock, _, err = lockDir(d.work); err != nil {
+		return fmt.Errorf("locking the directory the bundle is made in: %w", err)
+	}
 	old, err := filepath.Glob(filepath.Join(escape(d.Path), "."+escape(bundle)+".partial-*"))
 	if err != nil {
 		return fmt.Errorf("looking for what an earlier run left: %w", err)
 	}
 	for _, o := range old {
-		if err := os.RemoveAll(o); err != nil {
+		if filepath.Base(o) == filepath.Base(d.work) {
+			continue
+		}
+		f, busy, err := lockDir(o)
+		switch {
+		case busy:
+			return fmt.Errorf("%s: %w", o, ErrOtherRun)
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return fmt.Errorf("looking at what an earlier run left: %w", err)
+		}
+		if err := errors.Join(os.RemoveAll(o), f.Close()); err != nil {
 			return fmt.Errorf("removing what an earlier run left: %w", err)
 		}
 	}
-	if d.work, err = os.MkdirTemp(d.Path, "."+bundle+".partial-"); err != nil {
-		return fmt.Errorf("making room for the bundle: %w", err)
-	}
 	return nil
+}
+
+// lockDir opens a directory and locks it until it is closed, by the end of the
+// process at the latest. busy: another process has it. A filesystem without
+// locks counts as one where nobody has it.
+func lockDir(path string) (f *os.File, busy bool, err error) {
+	if f, err = os.Open(path); err != nil {
+		return nil, false, err
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK {
+		return nil, true, f.Close()
+	}
+	return f, false, nil
+}
+
+func (d *Dir) unlock() {
+	if d.lock != nil {
+		d.lock.Close()
+		d.lock = nil
+	}
 }
 
 func escape(s string) string {
@@ -110,6 +156,7 @@ func (d *Dir) Commit(_ context.Context, m *ec2.Manifest, doc []byte) (string, er
 	if err := os.Remove(d.work); err != nil {
 		return "", fmt.Errorf("removing the directory the bundle was made in: %w", err)
 	}
+	d.unlock()
 	return final, syncDir(d.Path)
 }
 
@@ -118,6 +165,7 @@ func (d *Dir) Abort(context.Context) error {
 	if d.work == "" {
 		return nil
 	}
+	defer d.unlock()
 	var errs []error
 	for _, p := range append(d.moved, ManifestName(d.bundle)) {
 		if len(d.moved) == 0 {

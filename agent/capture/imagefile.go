@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/sparse"
 )
@@ -21,7 +23,7 @@ var ErrImageSize = errors.New("image size differs")
 // device. size is what it must have in bytes, 0 if that does not matter. The
 // file is open until close is called.
 func OpenImage(path string, size int64) (img ec2.Image, closeFile func() error, err error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO is refused, not waited for
 	if err != nil {
 		return img, nil, fmt.Errorf("opening the image: %w", err)
 	}
@@ -52,7 +54,7 @@ func OpenImage(path string, size int64) (img ec2.Image, closeFile func() error, 
 		m = sparse.Dense(img.Size)
 		img.Mode = 0o644
 	default:
-		return img, nil, fmt.Errorf("%s is neither a file nor a block device", path)
+		return img, nil, fmt.Errorf("%w: %s is neither a file nor a block device", ErrOption, path)
 	}
 	if img.Size == 0 {
 		return img, nil, fmt.Errorf("%w: %s is empty", ErrImageSize, path)

@@ -19,19 +19,31 @@ type Bucket struct {
 	// Removed, if set, is told of each leftover of an earlier run that Prepare removes.
 	Removed func(key string)
 
-	bundle string
-	mu     sync.Mutex // covers put
-	put    map[string]bool
+	bundle    string
+	mu        sync.Mutex // covers put
+	put       map[string]upload.Object
+	published bool // the manifest may be there, and is ours
 }
 
 // ErrBundleExists is wrapped by Prepare's error when the store has a complete
 // bundle of that name and Replace is not set. It is a [fs.ErrExist].
-var ErrBundleExists = fmt.Errorf("a bundle of that name is stored already: %w", fs.ErrExist)
+var ErrBundleExists error = existError("a bundle of that name is stored already")
+
+// existError is an error that is a [fs.ErrExist] without saying so.
+type existError string
+
+func (e existError) Error() string   { return string(e) }
+func (existError) Is(err error) bool { return err == fs.ErrExist }
+
+// ErrOtherRun is wrapped by errors about a second run that makes a bundle of
+// the same name in the same place at the same time. It is a [fs.ErrExist].
+var ErrOtherRun error = existError("another run makes a bundle of that name in the same place")
 
 // Prepare removes parts that an interrupted run has left: without a manifest
-// they are nobody's bundle.
+// they are nobody's bundle. A store has no locks, so they may be those of a run
+// that is still going on: that one finds out in Commit.
 func (b *Bucket) Prepare(ctx context.Context, bundle string) error {
-	b.bundle, b.put = bundle, map[string]bool{}
+	b.bundle, b.put = bundle, map[string]upload.Object{}
 	manifest := ManifestName(bundle)
 	_, err := b.Store.Stat(ctx, manifest)
 	switch {
@@ -50,6 +62,11 @@ func (b *Bucket) Prepare(ctx context.Context, bundle string) error {
 	}
 	if len(keys) == 0 {
 		return nil
+	}
+	if _, err := b.Store.Stat(ctx, manifest); err == nil { // published while we listed
+		return fmt.Errorf("%s/%s: %w", b.Store, manifest, ErrOtherRun)
+	} else if !errors.Is(err, upload.ErrNotExist) {
+		return err
 	}
 	if err := b.Store.Delete(ctx, keys...); err != nil {
 		return fmt.Errorf("removing parts of an earlier run: %w", err)
@@ -78,32 +95,90 @@ func StoredParts(ctx context.Context, s upload.Store, bundle string) ([]string, 
 
 // PutPart uploads a part.
 func (b *Bucket) PutPart(ctx context.Context, p ec2.Part) error {
-	b.mu.Lock()
-	b.put[p.Name] = true // before: an answer may be lost
-	b.mu.Unlock()
-	_, err := b.Store.Put(ctx, p.Name, bytes.NewReader(p.Data), int64(len(p.Data)), upload.PutOptions{})
+	b.note(p.Name, upload.Object{}) // before: an answer may be lost
+	o, err := b.Store.Put(ctx, p.Name, bytes.NewReader(p.Data), int64(len(p.Data)), upload.PutOptions{})
+	if err == nil {
+		b.note(p.Name, o)
+	}
 	return err
 }
 
-// Commit uploads the manifest.
-func (b *Bucket) Commit(ctx context.Context, _ *ec2.Manifest, doc []byte) (string, error) {
+func (b *Bucket) note(key string, o upload.Object) {
+	b.mu.Lock()
+	b.put[key] = o
+	b.mu.Unlock()
+}
+
+// Commit makes sure that the parts are still there and ours, and uploads the
+// manifest if no other run has put one meanwhile.
+func (b *Bucket) Commit(ctx context.Context, m *ec2.Manifest, doc []byte) (string, error) {
+	stored, err := b.stored(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, p := range m.Parts {
+		o, ok := stored[p.Filename]
+		if !ok || !b.ours(o) {
+			return "", fmt.Errorf("%s/%s was removed or replaced meanwhile: %w", b.Store, p.Filename, ErrOtherRun)
+		}
+	}
 	name := ManifestName(b.bundle)
-	if _, err := upload.PutBytes(ctx, b.Store, name, doc, upload.PutOptions{ContentType: "application/xml"}); err != nil {
+	b.published = true // before: an answer may be lost
+	o := upload.PutOptions{ContentType: "application/xml", IfNoneMatch: true}
+	_, err = upload.PutBytes(ctx, b.Store, name, doc, o)
+	if errors.Is(err, upload.ErrUnsupported) { // by an old server, which takes it without the condition
+		o.IfNoneMatch = false
+		_, err = upload.PutBytes(ctx, b.Store, name, doc, o)
+	}
+	if errors.Is(err, upload.ErrExist) {
+		b.published = false
+		return "", fmt.Errorf("%s/%s: %w", b.Store, name, ErrOtherRun)
+	}
+	if err != nil {
 		return "", err
 	}
 	return b.Store.String() + "/" + name, nil
 }
 
-// Abort deletes the manifest, if it got there, and the parts.
-func (b *Bucket) Abort(ctx context.Context) error {
+// stored describes the parts that are in the store.
+func (b *Bucket) stored(ctx context.Context) (map[string]upload.Object, error) {
+	found := map[string]upload.Object{}
+	for o, err := range b.Store.List(ctx, b.bundle+".part.") {
+		if err != nil {
+			return nil, fmt.Errorf("looking at the parts stored: %w", err)
+		}
+		found[o.Key] = o
+	}
+	return found, nil
+}
+
+// ours reports whether an object can be what this run has put. Parts of two
+// runs never have the same bytes: each run has its own key.
+func (b *Bucket) ours(o upload.Object) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	put, ok := b.put[o.Key]
+	return ok && (put.Key == "" || put.Size == o.Size && (put.ETag == "" || o.ETag == "" || put.ETag == o.ETag))
+}
+
+// Abort deletes the manifest, if it got there, and the parts, but none that
+// another run has put over them.
+func (b *Bucket) Abort(ctx context.Context) error {
 	if len(b.put) == 0 {
 		return nil
 	}
-	keys := []string{ManifestName(b.bundle)}
+	stored, err := b.stored(ctx)
+	if err != nil {
+		stored = nil // then everything goes that was put
+	}
+	var keys []string
+	if b.published {
+		keys = append(keys, ManifestName(b.bundle))
+	}
 	for k := range b.put {
-		keys = append(keys, k)
+		if o, ok := stored[k]; !ok || b.ours(o) {
+			keys = append(keys, k)
+		}
 	}
 	if err := b.Store.Delete(ctx, keys...); err != nil {
 		return fmt.Errorf("removing the parts stored so far: %w", err)
