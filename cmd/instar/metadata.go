@@ -9,9 +9,12 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
+	"filippo.io/age"
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
@@ -19,7 +22,9 @@ import (
 	"github.com/instar-image/instar/metadata/dirsource"
 	"github.com/instar-image/instar/metadata/launch"
 	"github.com/instar-image/instar/metadata/server"
+	"github.com/instar-image/instar/metadata/storesource"
 	"github.com/instar-image/instar/metadata/sts"
+	"github.com/instar-image/instar/upload"
 )
 
 // The commands of the metadata server.
@@ -49,13 +54,14 @@ is a YAML file; docs/metadata.md describes it and how to begin.`),
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newMetadataServe(a), newMetadataCheck(a), newMetadataCtl(a))
+	cmd.AddCommand(newMetadataServe(a), newMetadataCheck(a), newMetadataSeal(a), newMetadataCtl(a))
 	return cmd
 }
 
 type serveOptions struct {
 	instances, state, control, admin string
 	accessLog, ec2Key                string
+	signers, identity                string
 	listen, hosts                    []string
 	rate, burst, connections         int
 }
@@ -83,7 +89,9 @@ and watchdog are told to systemd.`, `
 		func(ctx context.Context) error { return runMetadataServe(ctx, a, &o) })
 	f := flagsOf(cmd)
 	const test = "TestMetadata"
-	f.text(&o.instances, "instances", "", "`DIR` with one YAML file per instance", ofUs, test)
+	f.text(&o.instances, "instances", "", "`DIR` with one YAML file per instance, or the URL of a store with sealed records", ofUs, test)
+	f.text(&o.signers, "signers", "", "with a store: allowed_signers `FILE`, who may sign which instances' records", ofUs, test)
+	f.text(&o.identity, "identity", "", "with a store: `FILE` with the age identity that opens records", ofUs, test)
 	f.list(&o.listen, "listen", "", "serve at `[NAME=]ADDRESS[:PORT][@INTERFACE]`; the port is 80 if not given", ofUs, test)
 	f.text(&o.state, "state", "", "keep the identity key, events and withdrawn tickets in `DIR`; 'none' keeps nothing and signs nothing", ofUs, test)
 	f.text(&o.control, "control", "", "make the control socket at `PATH`; 'none' for none", ofUs, test)
@@ -118,32 +126,35 @@ func runMetadataServe(ctx context.Context, a *app, o *serveOptions) error {
 	if len(so.Listen) == 0 && !so.Activation {
 		return usagef("missing option --listen, as in --listen 169.254.169.254")
 	}
-	limitGarbage(64 << 20) // records are read with much of it
-	dir, err := dirsource.Open(o.instances)
-	if err != nil {
-		return failf(exitFile, "%w", err)
-	}
-	debug.FreeOSMemory()
-	so.Metadata.Source, so.Reload = dir, dir.Reload
-	so.Watch = func(ctx context.Context, after func(error)) error {
-		limitGarbage(dir.Instances().Footprint())
-		return dir.Watch(ctx, func(err error) {
-			limitGarbage(dir.Instances().Footprint())
-			after(err)
-		})
-	}
 	if o.control != "none" {
 		so.Control = o.control
 	}
 	if o.state != "none" {
-		st, err := server.OpenState(o.state)
-		if err != nil {
+		var err error
+		if so.Metadata.State, err = server.OpenState(o.state); err != nil {
 			return failf(exitFile, "%w", err)
 		}
-		so.Metadata.State = st
 		if so.Metadata.Signer, err = server.OpenSigner(o.state); err != nil {
 			return failf(exitFile, "%w", err)
 		}
+	}
+	limitGarbage(64 << 20) // records are read with much of it
+	if err := addSource(ctx, a, &so, o); err != nil {
+		return err
+	}
+	debug.FreeOSMemory()
+	reload, watch := so.Reload, so.Watch
+	so.Reload = func() error {
+		err := reload()
+		limitGarbage(so.Metadata.Source.Instances().Footprint())
+		return err
+	}
+	so.Watch = func(ctx context.Context, after func(error)) error {
+		limitGarbage(so.Metadata.Source.Instances().Footprint())
+		return watch(ctx, func(err error) {
+			limitGarbage(so.Metadata.Source.Instances().Footprint())
+			after(err)
+		})
 	}
 	if err := addLauncher(&so, o.ec2Key); err != nil {
 		return err
@@ -159,6 +170,79 @@ func runMetadataServe(ctx context.Context, a *app, o *serveOptions) error {
 		}
 	}
 	return server.Run(ctx, so)
+}
+
+// addSource says where the records come from: a directory, or a store whose
+// state is then shared with other servers.
+func addSource(ctx context.Context, a *app, so *server.Options, o *serveOptions) error {
+	if !strings.Contains(o.instances, "://") {
+		if o.signers != "" || o.identity != "" {
+			return usagef("--signers and --identity are for records in a store, as --instances s3://bucket/fleet")
+		}
+		dir, err := dirsource.Open(o.instances)
+		if err != nil {
+			return failf(exitFile, "%w", err)
+		}
+		so.Metadata.Source, so.Reload, so.Watch = dir, dir.Reload, dir.Watch
+		return nil
+	}
+	if o.signers == "" || o.identity == "" {
+		return usagef("records in a store need --signers, who may sign them, and --identity, what opens them")
+	}
+	allowed, err := os.ReadFile(o.signers)
+	if err != nil {
+		return failf(exitFile, "--signers: %w", err)
+	}
+	signers, err := storesource.ParseSigners(allowed)
+	if err != nil {
+		return failf(exitFile, "--signers: %w", err)
+	}
+	f, err := os.Open(o.identity)
+	if err != nil {
+		return failf(exitFile, "--identity: %w", err)
+	}
+	defer f.Close()
+	identities, err := age.ParseIdentities(f)
+	if err != nil {
+		return failf(exitFile, "--identity: %w", err)
+	}
+	var recipients []age.Recipient
+	for _, id := range identities {
+		switch id := id.(type) {
+		case *age.X25519Identity:
+			recipients = append(recipients, id.Recipient())
+		case *age.HybridIdentity:
+			recipients = append(recipients, id.Recipient())
+		}
+	}
+	store, err := upload.Open(ctx, o.instances, upload.Options{
+		Endpoint: a.conf.Get("endpoint").Text, Region: a.conf.Get("region").Text, CACertFile: a.conf.Get("ca_cert").Text,
+	})
+	if err != nil {
+		return failf(exitS3, "%w", err)
+	}
+	state, err := storesource.OpenState(ctx, store, identities, recipients)
+	if err != nil {
+		return failf(exitS3, "%w", err)
+	}
+	src, err := storesource.Open(ctx, storesource.Options{Store: store, Signers: signers, Identities: identities})
+	if src == nil {
+		return failf(exitS3, "%w", err)
+	} else if err != nil { // the others are served
+		so.Log.Error().Err(err).Msg("records were refused")
+	}
+	refresh := func(ctx context.Context) error { return errors.Join(src.Reload(ctx), state.Refresh(ctx)) }
+	so.Metadata.Source, so.Metadata.State = src, state
+	so.Reload = func() error { return refresh(ctx) }
+	so.Watch = func(ctx context.Context, after func(error)) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error { return src.Watch(ctx, after) })
+		group.Go(func() error {
+			return state.Watch(ctx, 5*time.Second, func(err error) { so.Log.Error().Err(err).Msg("the fleet's state was not refreshed") })
+		})
+		return group.Wait()
+	}
+	return nil
 }
 
 // addLauncher lets the server mint credentials and give out launch tickets.

@@ -179,3 +179,19 @@ func (s *State) Refresh(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Watch refreshes again and again until ctx ends; after is told of failures.
+func (s *State) Watch(ctx context.Context, every time.Duration, after func(error)) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := s.Refresh(ctx); err != nil && ctx.Err() == nil {
+				after(err)
+			}
+		}
+	}
+}

@@ -138,17 +138,21 @@ func (s *Source) read(ctx context.Context, key, id string) (*metadata.Instance, 
 func (s *Source) Watch(ctx context.Context, after func(error)) error {
 	tick := time.NewTicker(s.o.Every)
 	defer tick.Stop()
+	failed := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 			before := s.Instances()
-			if err := s.Reload(ctx); err != nil || before.Len() != s.Instances().Len() {
-				if ctx.Err() == nil {
-					after(err)
-				}
+			err := s.Reload(ctx)
+			if ctx.Err() != nil {
+				return nil
 			}
+			if err != nil || failed || before.Len() != s.Instances().Len() {
+				after(err)
+			}
+			failed = err != nil
 		}
 	}
 }

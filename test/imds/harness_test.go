@@ -86,7 +86,10 @@ func (ns netns) ip(t testing.TB, args ...string) {
 // command runs a program in the namespace, with nothing of our environment
 // that could lead it elsewhere.
 func (ns netns) command(ctx context.Context, env []string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", ns.name}, args...)...)
+	if ns.name != "" { // "" is where the tests run
+		args = append([]string{"ip", "netns", "exec", ns.name}, args...)
+	}
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/nonexistent", "LC_ALL=C.UTF-8"}, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -135,6 +138,7 @@ type service struct {
 	control string
 	access  string // the log's path
 	cmd     *exec.Cmd
+	env     []string
 }
 
 // serve starts the program with the records given as file name: text.
@@ -156,7 +160,7 @@ func serve(t testing.TB, ns netns, records map[string]string, args ...string) *s
 func (s *service) start(t testing.TB, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s.cmd = s.ns.command(ctx, nil, append([]string{
+	s.cmd = s.ns.command(ctx, s.env, append([]string{
 		instar, "metadata", "serve", "--instances", filepath.Join(s.dir, "instances"),
 		"--state", filepath.Join(s.dir, "state"), "--control", s.control, "--access-log", s.access,
 	}, args...)...)
