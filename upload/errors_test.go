@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -204,18 +205,33 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// TestNoCredentials: an empty chain is told from a refusal, and nothing is sent.
+// TestNoCredentials: an empty chain is told from a refusal, nothing is sent, and
+// a metadata service that does not answer is not waited for eight times.
 func TestNoCredentials(t *testing.T) {
-	isolate(t)
-	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
-	endpoint, asked := answer(t, 200, nil, "")
-	s := open(t, "s3://b", upload.Options{Endpoint: endpoint, Retry: quick})
-	_, err := upload.PutBytes(t.Context(), s, "k", []byte("x"), upload.PutOptions{})
-	if !errors.Is(err, upload.ErrCredentials) || !strings.Contains(err.Error(), "AWS_ACCESS_KEY_ID") {
-		t.Errorf("got %v", err)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if asked.Load() != 0 {
-		t.Error("a request was sent")
+	defer silent.Close()
+	for name, env := range map[string][2]string{
+		"disabled": {"AWS_EC2_METADATA_DISABLED", "true"},
+		"silent":   {"AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://" + silent.Addr().String()},
+		"refused":  {"AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			isolate(t)
+			t.Setenv(env[0], env[1])
+			endpoint, asked := answer(t, 200, nil, "")
+			s := open(t, "s3://b", upload.Options{Endpoint: endpoint})
+			_, err := upload.PutBytes(t.Context(), s, "k", []byte("x"), upload.PutOptions{})
+			var e *upload.Error
+			if !errors.As(err, &e) || e.Kind != upload.ErrCredentials || e.Attempts > 1 || !strings.Contains(err.Error(), "AWS_ACCESS_KEY_ID") {
+				t.Errorf("got %v", err)
+			}
+			if asked.Load() != 0 {
+				t.Error("a request was sent")
+			}
+		})
 	}
 }
 

@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
@@ -40,7 +42,7 @@ func openS3(ctx context.Context, bucket, prefix string, o Options) (Store, error
 	load := []func(*config.LoadOptions) error{
 		config.WithLogger(logging.Nop{}),
 		config.WithEC2RoleCredentialOptions(func(r *ec2rolecreds.Options) {
-			r.Client = imds.New(imds.Options{EnableFallback: aws.FalseTernary})
+			r.Client = metadataClient()
 		}),
 	}
 	if o.Region != "" {
@@ -118,6 +120,20 @@ func openS3(ctx context.Context, bucket, prefix string, o Options) (Store, error
 		return fail(nil, err)
 	}
 	return s, nil
+}
+
+// metadataClient asks the instance's metadata service, version 2 only, never by
+// a proxy, and gives up soon where there is none.
+func metadataClient() *imds.Client {
+	return imds.New(imds.Options{
+		EnableFallback: aws.FalseTernary,
+		HTTPClient: awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+			t.Proxy = nil
+			t.DisableKeepAlives = true
+		}),
+		DisableDefaultMaxBackoff: true,
+		Retryer:                  retry.AddWithMaxBackoffDelay(retry.NewStandard(), 100*time.Millisecond),
+	})
 }
 
 func staticCredentials(c Credentials) aws.CredentialsProvider {
@@ -201,7 +217,7 @@ func (s *s3Store) haveCredentials(ctx context.Context, op, key string) error {
 	if ctx.Err() != nil {
 		return newError(op, s.String(), key, nil, context.Cause(ctx))
 	}
-	e := newError(op, s.String(), key, ErrCredentials, innermost(err))
-	e.Advice = "give an access key and secret key, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or run on an instance with a role"
+	e := newError(op, s.String(), key, ErrCredentials, fmt.Errorf("none found (the last source asked: %w)", innermost(err)))
+	e.Advice = "give an access key and secret key (-a, -s, or the configuration file), set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or run on an instance with a role"
 	return e
 }
