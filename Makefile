@@ -32,6 +32,7 @@ check:                 ## format, vet, staticcheck, go.mod, dependency rules, bo
 bench:                 ## figures against the peers, with targets (BENCH_ARGS=…)
 	test/tools debian bench
 	go run -buildvcs=false ./test/bench $(BENCH_ARGS)
+	go run -buildvcs=false ./test/bench/metadata
 
 evidence:              ## the long campaigns, with counts
 	test/run evidence
