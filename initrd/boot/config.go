@@ -56,8 +56,16 @@ type Config struct {
 	// as it is used to.
 	KeepNet bool `json:"keepnet,omitempty"`
 	// Root is the filesystem that is the root: UUID=…, LABEL=…, PARTUUID=…,
-	// PARTLABEL=…, /dev/…, or auto (default): the first one with a system in it.
+	// PARTLABEL=…, /dev/…, or auto (default): the first one with a system in
+	// it. With ticket the image that the launch ticket names is written to
+	// Disk, once for the instance.
 	Root string `json:"root,omitempty"`
+	// Disk is the device that a ticket's image is written to, whatever it
+	// holds; default the first disk, if it holds nothing that is known.
+	Disk string `json:"disk,omitempty"`
+	// AnyPort asks for the ticket from a source port of 1024 or above, which
+	// only a private metadata server takes.
+	AnyPort bool `json:"anyport,omitempty"`
 	// Grow makes the root's filesystem as large as its device.
 	Grow bool `json:"grow,omitempty"`
 	// RootFlags are mount options for the root.
@@ -110,6 +118,8 @@ func options() []option {
 		{"dns", text(func(c *Config) *string { return &c.DNS })},
 		{"keepnet", func(c *Config, v string) (err error) { c.KeepNet, err = strconv.ParseBool(v); return err }},
 		{"root", text(func(c *Config) *string { return &c.Root })},
+		{"disk", text(func(c *Config) *string { return &c.Disk })},
+		{"anyport", func(c *Config, v string) (err error) { c.AnyPort, err = strconv.ParseBool(v); return err }},
 		{"grow", func(c *Config, v string) (err error) { c.Grow, err = strconv.ParseBool(v); return err }},
 		{"rootflags", text(func(c *Config) *string { return &c.RootFlags })},
 		{"init", text(func(c *Config) *string { return &c.Init })},

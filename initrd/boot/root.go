@@ -30,8 +30,16 @@ func (d *rootDisk) spec() string {
 	return d.path()
 }
 
-// root waits for the device that is configured and mounts it.
+// root mounts the root, from wherever it is to come.
 func (m *machine) root(ctx context.Context) error {
+	if m.config.Root == "ticket" {
+		return m.ticketRoot(ctx)
+	}
+	return m.localRoot(ctx)
+}
+
+// localRoot waits for the device that is configured and mounts it.
+func (m *machine) localRoot(ctx context.Context) error {
 	var found []device
 	told := ""
 	err := until(ctx, func(context.Context) error {

@@ -142,6 +142,11 @@ func Disk(file string) []string {
 // without warning when it says so.
 func Run(t testing.TB, g Guest, stop func(console []byte) bool) string {
 	t.Helper()
+	return run(t, g, &console{stop: stop}, nil)
+}
+
+func run(t testing.TB, g Guest, out *console, cut <-chan struct{}) string {
+	t.Helper()
 	memory := g.Memory
 	if memory == "" {
 		memory = "512"
@@ -153,17 +158,38 @@ func Run(t testing.TB, g Guest, stop func(console []byte) bool) string {
 		"-kernel", g.Kernel, "-initrd", g.Initrd, "-append", "console=ttyS0 quiet panic=-1 " + g.Append,
 	}, g.Args...)
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
-	out := &console{stop: stop, kill: func() { cmd.Process.Kill() }}
+	out.kill = func() { cmd.Process.Kill() }
 	cmd.Stdout, cmd.Stderr = out, out
-	err := cmd.Run()
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("qemu: %v", err)
+	}
+	wasCut := make(chan bool, 1)
+	ended := make(chan struct{})
+	go func() {
+		select {
+		case <-cut:
+			out.kill()
+			wasCut <- true
+		case <-ended:
+			wasCut <- false
+		}
+	}()
+	err := cmd.Wait()
+	close(ended)
 	text := strings.ReplaceAll(out.text.String(), "\r", "")
-	if out.stopped {
+	if <-wasCut || out.stopped {
 		return text
 	}
 	if err != nil {
 		t.Fatalf("qemu: %v\n%s", err, text)
 	}
 	return text
+}
+
+// RunUntil runs the guest until cut is closed, then cuts its power.
+func RunUntil(t testing.TB, g Guest, cut <-chan struct{}) string {
+	t.Helper()
+	return run(t, g, &console{}, cut)
 }
 
 // console collects output. os/exec writes to it from one goroutine, since

@@ -1,0 +1,384 @@
+package boot_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"net/netip"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/instar-image/instar/bundle/ec2"
+	"github.com/instar-image/instar/bundle/sparse"
+	"github.com/instar-image/instar/initrd/boot"
+	"github.com/instar-image/instar/initrd/internal/qemutest"
+	"github.com/instar-image/instar/metadata"
+	"github.com/instar-image/instar/metadata/ticket"
+)
+
+// stored is a bundle in memory.
+type stored struct {
+	mu       sync.Mutex
+	parts    map[string][]byte
+	manifest []byte
+	cert     []byte // PEM
+	key, iv  ec2.BlockKey
+}
+
+func (s *stored) PutPart(_ context.Context, p ec2.Part) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.parts[p.Name] = bytes.Clone(p.Data)
+	return nil
+}
+
+func certificate(t testing.TB) (*rsa.PrivateKey, *x509.Certificate) {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	must(t, err)
+	cert, err := x509.ParseCertificate(der)
+	must(t, err)
+	return key, cert
+}
+
+// bundleOf bundles a disk image in many small parts.
+func bundleOf(t testing.TB, disk string) *stored {
+	t.Helper()
+	f, err := os.Open(disk)
+	must(t, err)
+	defer f.Close()
+	st, err := f.Stat()
+	must(t, err)
+	m, err := sparse.Scan(int(f.Fd()), st.Size())
+	must(t, err)
+	key, cert := certificate(t)
+	_, cloud := certificate(t)
+	s := &stored{parts: make(map[string][]byte), cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})}
+	rand.Read(s.key[:])
+	rand.Read(s.iv[:])
+	_, s.manifest, err = ec2.Bundle(t.Context(), ec2.BundleOptions{
+		Arch: "x86_64", Account: "111122223333", EC2Cert: cloud, UserCert: cert, Key: key, EncKey: &s.key, EncIV: &s.iv, PartSize: 256 << 10,
+	}, ec2.Image{Name: "small", Size: st.Size(), Map: m, Write: func(_ context.Context, w io.Writer) error {
+		_, err := io.Copy(w, sparse.NewReader(f, m))
+		return err
+	}}, s)
+	must(t, err)
+	if len(s.parts) < 4 {
+		t.Fatalf("only %d parts: a cut in the middle means nothing", len(s.parts))
+	}
+	return s
+}
+
+// launcher is a cloud that gives out tickets for a bundle, whose parts it
+// serves at URLs with a stamp that may expire.
+type launcher struct {
+	*stored
+	t    testing.TB
+	port int
+	// change, if not nil, changes tickets; wrong answers requests for parts.
+	change func(t *ticket.Ticket)
+	wrong  func(w http.ResponseWriter, name string, n int) bool
+
+	mu       sync.Mutex
+	claims   int
+	complete int
+	asked    map[string]int
+}
+
+func (l *launcher) Claim(_ context.Context, in *metadata.Instance, body []byte) ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.claims++
+	var req ticket.Request
+	if err := json.Unmarshal(body, &req); err != nil {
+		return nil, err
+	}
+	to, err := age.ParseX25519Recipient(req.Recipient)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(l.manifest)
+	tk := &ticket.Ticket{
+		Version: 1, InstanceID: in.ID, Format: "ec2", Store: "s3://bucket", Manifest: "small.manifest.xml", ManifestBytes: l.manifest,
+		ManifestSHA256: hex.EncodeToString(sum[:]), Certificate: string(l.cert),
+		Key: hex.EncodeToString(l.key[:]), IV: hex.EncodeToString(l.iv[:]), Objects: make(map[string]string),
+	}
+	for name := range l.parts {
+		tk.Objects[name] = fmt.Sprintf("http://10.0.2.2:%d/%s?stamp=%d", l.port, name, l.claims)
+	}
+	if l.change != nil {
+		l.change(tk)
+	}
+	plain, err := json.Marshal(tk)
+	if err != nil {
+		return nil, err
+	}
+	var sealed bytes.Buffer
+	w, err := age.Encrypt(&sealed, to)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(plain); err != nil {
+		return nil, err
+	}
+	err = w.Close()
+	return sealed.Bytes(), err
+}
+
+func (l *launcher) Complete(context.Context, *metadata.Instance, []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.complete++
+	return nil
+}
+
+func (l *launcher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	name := strings.TrimPrefix(r.URL.Path, "/")
+	l.mu.Lock()
+	l.asked[name]++
+	n := l.asked[name]
+	data := bytes.Clone(l.parts[name])
+	stale := r.URL.Query().Get("stamp") != fmt.Sprint(l.claims)
+	wrong := l.wrong
+	l.mu.Unlock()
+	if stale {
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	if wrong != nil && wrong(w, name, n) {
+		return
+	}
+	w.Write(data)
+}
+
+func (l *launcher) counts() (claims, complete, asked int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, n := range l.asked {
+		asked += n
+	}
+	return l.claims, l.complete, asked
+}
+
+// serve starts the metadata server and the store, and returns the kernel's
+// parameters for them.
+func (l *launcher) serve(t testing.TB, id string) string {
+	t.Helper()
+	l.t, l.asked = t, make(map[string]int)
+	l.port = port(t, "127.0.0.1:0", l)
+	set, err := metadata.NewSet(&metadata.Instance{
+		ID: id, Hostname: "booted", Caller: metadata.Caller{Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
+		Metadata: metadata.MetadataOptions{Tokens: "required"},
+		Launch:   &metadata.Launch{Format: "ec2", Store: "s3://bucket", Manifest: "small.manifest.xml", Certificate: string(l.cert)},
+	})
+	must(t, err)
+	h, err := metadata.New(metadata.Options{Source: metadata.Static(set), Launcher: l, AnyPort: true})
+	must(t, err)
+	return fmt.Sprintf("instar.metadata=http://10.0.2.2:%d instar.root=ticket instar.anyport ", port(t, "127.0.0.1:0", h))
+}
+
+// dirty is a disk of 96 MiB full of what an earlier owner left.
+func dirty(t testing.TB) string {
+	t.Helper()
+	name := blank(t)
+	must(t, os.WriteFile(name, bytes.Repeat([]byte("left by an earlier owner "), 96<<20/25), 0o600))
+	must(t, os.Truncate(name, 96<<20))
+	return name
+}
+
+// headIsZero tells whether nothing on the disk can be mounted.
+func headIsZero(t testing.TB, disk string) bool {
+	t.Helper()
+	f, err := os.Open(disk)
+	must(t, err)
+	defer f.Close()
+	b := make([]byte, 1<<20)
+	_, err = io.ReadFull(f, b)
+	must(t, err)
+	return len(bytes.Trim(b, "\x00")) == 0
+}
+
+func inOrder(t testing.TB, out string, want ...string) {
+	t.Helper()
+	rest := out
+	for _, w := range want {
+		at := regexp.MustCompile(w).FindStringIndex(rest)
+		if at == nil {
+			t.Fatalf("the console lacks, in its order, %q:\n%s", w, out)
+		}
+		rest = rest[at[1]:]
+	}
+}
+
+// TestBootTicket writes a bundle over a dirty disk while the store misbehaves,
+// has its power cut in the middle, and goes on.
+func TestBootTicket(t *testing.T) {
+	kernel, file := buildInitrd(t, boot.Config{Fail: boot.PowerOff, Patience: 5})
+	image := smallRoot(t)
+	l := &launcher{stored: bundleOf(t, image)}
+	params := l.serve(t, "i-1")
+	disk := dirty(t)
+	guest := qemutest.Guest{Kernel: kernel, Initrd: file, Append: params, Args: append(qemutest.UserNet(), qemutest.Disk(disk)...)}
+
+	// The third part never comes: the power is cut while it is waited for.
+	hold := make(chan struct{})
+	var once sync.Once
+	waiting := make(chan struct{})
+	l.wrong = func(w http.ResponseWriter, name string, n int) bool {
+		if !strings.HasSuffix(name, ".2") && !strings.HasSuffix(name, ".02") {
+			return false
+		}
+		once.Do(func() { close(waiting) })
+		<-hold
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	}
+	cut := make(chan struct{})
+	go func() {
+		defer close(cut)
+		<-waiting
+		time.Sleep(time.Second) // some of the image is written meanwhile
+	}()
+	qemutest.RunUntil(t, guest, cut)
+	close(hold)
+	if !headIsZero(t, disk) {
+		t.Fatal("after a power cut there is something to boot on the disk")
+	}
+
+	// Now the store fails, lies and lets URLs expire once each, and all is well.
+	l.mu.Lock()
+	failures := 0
+	l.wrong = func(w http.ResponseWriter, name string, n int) bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		failures++
+		switch failures {
+		case 1:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case 2:
+			w.Write(bytes.Repeat([]byte("lies"), len(l.parts[name])/4))
+		case 3:
+			w.Header().Set("Content-Length", "1000000")
+			w.Write([]byte("cut short"))
+		case 4:
+			l.claims++ // as if the URLs had expired
+			w.WriteHeader(http.StatusForbidden)
+		default:
+			return false
+		}
+		return true
+	}
+	l.mu.Unlock()
+	out := qemutest.Run(t, guest, nil)
+	inOrder(t, out, `root: small, 64 MiB in \d+ parts, for /dev/vda`, `KiB fetched`, `root: /dev/vda, ext4 11111111`, `root: grown from`, `inject: hostname booted`, `GUEST done`)
+	for _, want := range []string{`503`, `not those of the manifest`, `refuses the ticket's URL`} {
+		if !regexp.MustCompile(`part small\.part\.\d+: .*` + want).MatchString(out) {
+			t.Errorf("the console does not tell of %q:\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "stamp=") || strings.Contains(out, hex.EncodeToString(l.key[:])) {
+		t.Error("the console shows a presigned URL or the bundle's key")
+	}
+	if _, complete, _ := l.counts(); complete != 1 {
+		t.Errorf("the ticket was completed %d times", complete)
+	}
+	holes(t, image, disk)
+
+	// The next boot of the instance fetches nothing and asks for no ticket.
+	claims, _, asked := l.counts()
+	out = qemutest.Run(t, guest, nil)
+	inOrder(t, out, `it is this instance's already`, `GUEST done`)
+	if c, _, a := l.counts(); c != claims || a != asked {
+		t.Errorf("second boot: %d claims and %d parts more", c-claims, a-asked)
+	}
+
+	// Another instance does not overwrite that disk unasked.
+	other := &launcher{stored: l.stored}
+	guest.Append = other.serve(t, "i-2")
+	out = qemutest.Run(t, guest, nil)
+	inOrder(t, out, `FAILED root: .*/dev/vda holds a ext4 filesystem: it is overwritten only if instar\.disk=`, `powering off`)
+}
+
+// holes checks that what is a hole in the image is zero on the disk.
+func holes(t testing.TB, image, disk string) {
+	t.Helper()
+	a, err := os.Open(image)
+	must(t, err)
+	defer a.Close()
+	b, err := os.Open(disk)
+	must(t, err)
+	defer b.Close()
+	left := []byte("earlier owner")
+	buf := make([]byte, 64<<20)
+	_, err = io.ReadFull(b, buf)
+	must(t, err)
+	if at := bytes.Index(buf, left); at >= 0 {
+		t.Errorf("what was on the disk before is still there within the image, at byte %d", at)
+	}
+}
+
+// TestBootTicketRefused boots with images that must not be booted.
+func TestBootTicketRefused(t *testing.T) {
+	kernel, file := buildInitrd(t, boot.Config{Fail: boot.PowerOff, Patience: 5})
+	bundle := bundleOf(t, smallRoot(t))
+	_, stranger := certificate(t)
+	strangerPEM := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: stranger.Raw}))
+	for _, c := range []struct {
+		name, want string
+		l          *launcher
+		disk       func(testing.TB) string
+	}{
+		{"wrong signer", `FAILED root: launch ticket: .*signature`, &launcher{change: func(tk *ticket.Ticket) { tk.Certificate = strangerPEM }}, dirty},
+		{"wrong key", `FAILED root: writing the root to /dev/vda: `, &launcher{change: func(tk *ticket.Ticket) { tk.Key = strings.Repeat("00", 16) }}, dirty},
+		{"part always corrupt", `FAILED root: .*part small\.part\.\d+, tried 8 times: its bytes are not those`, &launcher{wrong: func(w http.ResponseWriter, name string, _ int) bool {
+			if !strings.HasSuffix(name, "1") {
+				return false
+			}
+			w.Write([]byte("x"))
+			return true
+		}}, dirty},
+		{"disk too small", `FAILED root: /dev/vda has 33554432 bytes, the image 67108864`, &launcher{}, func(t testing.TB) string {
+			name := blank(t)
+			must(t, os.Truncate(name, 32<<20))
+			return name
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.l.stored = bundle
+			disk := c.disk(t)
+			out := qemutest.Run(t, qemutest.Guest{
+				Kernel: kernel, Initrd: file, Append: c.l.serve(t, "i-1"), Args: append(qemutest.UserNet(), qemutest.Disk(disk)...),
+			}, nil)
+			inOrder(t, out, c.want, `powering off`)
+			if strings.Contains(out, "GUEST") {
+				t.Error("it was booted")
+			}
+			if c.name == "wrong key" || c.name == "part always corrupt" {
+				if !headIsZero(t, disk) {
+					t.Error("there is something to boot on the disk")
+				}
+			}
+		})
+	}
+}
