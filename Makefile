@@ -14,11 +14,13 @@ BUILD   := CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)
 
 .PHONY: build build-arm64 demo test check bench evidence fuzz man tools clean
 
-build:                 ## ./instar, static, for this machine
+build:                 ## ./instar and ./instar-init (the initrd's init), static, for this machine
 	$(BUILD) -o instar ./cmd/instar
+	$(BUILD) -o instar-init ./cmd/instar-init
 
 build-arm64:           ## ./instar-arm64
 	GOARCH=arm64 $(BUILD) -o instar-arm64 ./cmd/instar
+	GOARCH=arm64 $(BUILD) -o instar-init-arm64 ./cmd/instar-init
 
 demo: build            ## capture this machine's root and bring it back (DEMO_ARGS=…)
 	test/demo $(DEMO_ARGS)
@@ -48,4 +50,4 @@ tools:                 ## Debian packages, Go tools and servers the tests use
 	test/tools go staticcheck gofumpt minio versitygw
 
 clean:
-	rm -rf instar instar-arm64 man demo-out
+	rm -rf instar instar-arm64 instar-init instar-init-arm64 man demo-out
