@@ -21,6 +21,8 @@ type connection struct {
 	once   sync.Once // the neighbour is looked up once a connection
 	mac    string
 	macErr error
+
+	proven proven // of the requests, which come one after the other
 }
 
 type connKey struct{}

@@ -257,7 +257,7 @@ func (e *exchange) checkToken(required bool) bool {
 		}
 		return !required
 	}
-	if !e.h.mint.valid(e.h.state.TokenKeys(), values[0], e.in, e.live.Generation, e.rep.Start) {
+	if !e.h.mint.validOn(e.conn, e.h.state.TokenKeys(), values[0], e.in, e.live.Generation, e.rep.Start) {
 		e.rep.Token = "bad"
 		e.fail(http.StatusUnauthorized, "token wrong, expired or another instance's")
 		return false

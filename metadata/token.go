@@ -7,7 +7,9 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"hash"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,15 +26,26 @@ const (
 // minter makes and checks tokens with pools of keyed hashes, which spare each
 // request the key schedule.
 type minter struct {
+	last  atomic.Pointer[keyedPool] // the one used last: nearly always the one
 	mu    sync.RWMutex
 	pools map[TokenKey]*sync.Pool
 }
 
+// keyedPool is a pool and the key it is for.
+type keyedPool struct {
+	key  TokenKey
+	pool *sync.Pool
+}
+
 func (m *minter) pool(k TokenKey) *sync.Pool {
+	if l := m.last.Load(); l != nil && l.key == k {
+		return l.pool
+	}
 	m.mu.RLock()
 	p := m.pools[k]
 	m.mu.RUnlock()
 	if p != nil {
+		m.last.Store(&keyedPool{k, p})
 		return p
 	}
 	m.mu.Lock()
@@ -85,14 +98,21 @@ func (m *minter) mint(k TokenKey, in *Instance, generation uint64, now time.Time
 
 // valid reports whether a token is the instance's and has not expired.
 func (m *minter) valid(keys []TokenKey, token string, in *Instance, generation uint64, now time.Time) bool {
+	return now.Unix() < m.expiry(keys, token, in, generation)
+}
+
+// expiry returns when the instance's token expires, in Unix seconds; the
+// beginning of time if it is not the instance's token.
+func (m *minter) expiry(keys []TokenKey, token string, in *Instance, generation uint64) int64 {
+	const never = math.MinInt64
 	if len(token) != tokenChars {
-		return false
+		return never
 	}
 	var t [tokenLen]byte
 	var chars [tokenChars]byte
 	copy(chars[:], token)
 	if _, err := base64.RawURLEncoding.Decode(t[:], chars[:]); err != nil {
-		return false
+		return never
 	}
 	for _, k := range keys {
 		if k.ID != t[0] {
@@ -105,8 +125,31 @@ func (m *minter) valid(keys []TokenKey, token string, in *Instance, generation u
 		if ok {
 			var expiry [8]byte
 			copy(expiry[3:], t[1:6])
-			return now.Unix() < int64(binary.BigEndian.Uint64(expiry[:]))
+			return int64(binary.BigEndian.Uint64(expiry[:]))
 		}
 	}
-	return false
+	return never
+}
+
+// proven is a token that was found valid on a connection: while nothing it
+// depends on changes, its next use there is not computed again.
+type proven struct {
+	token      string
+	in         *Instance
+	generation uint64
+	keys       *TokenKey // the first of those it was checked with
+	expiry     int64
+}
+
+// validOn is valid, with what c knows of its last token. A connection's
+// requests come one after the other, so that c needs no lock.
+func (m *minter) validOn(c *connection, keys []TokenKey, token string, in *Instance, generation uint64, now time.Time) bool {
+	if c == nil {
+		return m.valid(keys, token, in, generation, now)
+	}
+	p := &c.proven
+	if p.in != in || p.generation != generation || p.keys != &keys[0] || p.token != token {
+		*p = proven{token, in, generation, &keys[0], m.expiry(keys, token, in, generation)}
+	}
+	return now.Unix() < p.expiry
 }

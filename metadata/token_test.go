@@ -288,3 +288,34 @@ type sink struct {
 func (s *sink) Header() http.Header         { return s.header }
 func (s *sink) WriteHeader(status int)      { s.status = status }
 func (s *sink) Write(b []byte) (int, error) { s.body = append(s.body, b...); return len(b), nil }
+
+// TestTokenOnConnection uses tokens on one connection, where what was proven
+// is remembered: whatever ends a token's life ends it there too.
+func TestTokenOnConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m minter
+		a, b := small("i-a", fullAddr), small("i-b", fullAddr)
+		keys, others := []TokenKey{NewTokenKey(0)}, []TokenKey{NewTokenKey(0)}
+		tok, late := m.mint(keys[0], a, 0, time.Now(), time.Minute), m.mint(keys[0], a, 0, time.Now(), time.Hour)
+		c := new(connection)
+		check := func(what string, want bool, keys []TokenKey, tok string, in *Instance, generation uint64) {
+			t.Helper()
+			for range 2 {
+				if got := m.validOn(c, keys, tok, in, generation, time.Now()); got != want {
+					t.Errorf("%s: valid is %v", what, got)
+				}
+			}
+		}
+		check("at first", true, keys, tok, a, 0)
+		check("another instance", false, keys, tok, b, 0)
+		check("again", true, keys, tok, a, 0)
+		check("revoked", false, keys, tok, a, 1)
+		check("other keys", false, others, tok, a, 0)
+		check("one character less", false, keys, tok[1:], a, 0)
+		check("empty", false, keys, "", a, 0)
+		check("once more", true, keys, tok, a, 0)
+		time.Sleep(time.Minute)
+		check("expired", false, keys, tok, a, 0)
+		check("a later one", true, keys, late, a, 0)
+	})
+}
