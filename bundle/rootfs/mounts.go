@@ -57,7 +57,7 @@ func newMountTable(infos []*mountinfo.Info, volume string, rootID uint64, all bo
 		return nil, fmt.Errorf("no mount holds %s: is /proc mounted?", volume)
 	}
 	if slices.Contains(pseudoTypes, t.root.typ) {
-		return nil, fmt.Errorf("%s is a %s filesystem: it holds no files to capture", volume, t.root.typ)
+		return nil, fmt.Errorf("%w: %s is a %s filesystem", ErrNoFiles, volume, t.root.typ)
 	}
 	t.root.use = true
 	t.add(t.root)

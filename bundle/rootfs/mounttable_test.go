@@ -40,7 +40,7 @@ var machines = map[string]string{
 func table(t testing.TB, text, volume string, all bool, out ...string) *mountTable {
 	infos, err := mountinfo.GetMountsFromReader(strings.NewReader(text), nil)
 	if err != nil {
-		t.Skip() // not a mount table
+		return nil // not a mount table
 	}
 	m, err := newMountTable(infos, volume, 0, all, func(p string) bool {
 		for _, o := range out {

@@ -131,6 +131,9 @@ type Root struct {
 // Options.Include that stands for nothing.
 var ErrNoMatch = errors.New("matches nothing")
 
+// ErrNoFiles is wrapped by the error for a volume like /proc.
+var ErrNoFiles = errors.New("the volume shows the kernel's state, it holds no files to capture")
+
 // Scan walks the volume. Files that cannot be read are listed in
 // [Root.Problems] and never fail the scan. Needs root to see everything;
 // Close the result.

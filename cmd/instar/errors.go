@@ -45,7 +45,7 @@ func libraryCode(err error) int {
 		return exitMetadata
 	case is(ec2.ErrFormat, ec2.ErrTooNew, ec2.ErrTooOld, ec2.ErrEncrypted, ec2.ErrKey, ec2.ErrLimit, ec2.ErrOption),
 		is(keys.ErrNotFound, keys.ErrPassphrase, keys.ErrNotRSA, keys.ErrWeak, keys.ErrSeveral, keys.ErrMismatch, keys.ErrMalformed, keys.ErrTooLarge),
-		is(capture.ErrImageSize, capture.ErrOption, rootfs.ErrNoMatch, disk.ErrSize, disk.ErrKind, ext4.ErrOptions, ext4.ErrTooLarge),
+		is(capture.ErrImageSize, capture.ErrOption, rootfs.ErrNoMatch, rootfs.ErrPattern, rootfs.ErrNoFiles, disk.ErrSize, disk.ErrKind, ext4.ErrOptions, ext4.ErrTooLarge),
 		errors.As(err, &small):
 		return exitUsage
 	case is(fs.ErrNotExist, fs.ErrExist):

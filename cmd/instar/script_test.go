@@ -22,7 +22,7 @@ import (
 // The program is tested as a black box: scripts in testdata/script run it under
 // its own name and under those of the peers.
 func TestMain(m *testing.M) {
-	commands := map[string]func(){"instar": main}
+	commands := map[string]func(){"instar": main, "ec2-run-instances": main}
 	for _, n := range peerNames() {
 		commands[n] = main
 	}
