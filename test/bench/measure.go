@@ -88,6 +88,9 @@ func (b *bencher) ours(args ...string) (cost, error) {
 
 func (b *bencher) run(cmd *exec.Cmd) (cost, error) {
 	cmd.Env = append(os.Environ(), "W="+b.work, "AWS_EC2_METADATA_DISABLED=true")
+	// A whole pipeline ends when the benchmark is interrupted.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	begun := time.Now()
