@@ -23,11 +23,18 @@ import (
 	"github.com/instar-image/instar/upload/storetest"
 )
 
-// faultOptions shrinks the pauses and the patience.
-func faultOptions(p *s3fault.Proxy, base upload.Options) upload.Options {
+// faultOptions shrinks the pauses, and the patience where the fault is silence:
+// elsewhere a busy machine must not look like one.
+func faultOptions(p *s3fault.Proxy, base upload.Options, op operation, f s3fault.Fault) upload.Options {
 	base.Endpoint = p.URL
 	base.Retry = upload.Retry{Attempts: 8, Base: time.Millisecond, Max: 4 * time.Millisecond}
-	base.Timeouts = upload.Timeouts{Stall: 400 * time.Millisecond, Reply: 800 * time.Millisecond, MinBytes: 64}
+	switch f {
+	case s3fault.StallRequest, s3fault.StallReply, s3fault.StallBody, s3fault.Trickle:
+		base.Timeouts = upload.Timeouts{Stall: 500 * time.Millisecond, Reply: time.Second, MinBytes: 64}
+		if op.name == "stream" { // megabytes take a while
+			base.Timeouts.Reply *= 3
+		}
+	}
 	return base
 }
 
@@ -245,7 +252,7 @@ func once(t *testing.T, p *s3fault.Proxy, base upload.Options, op operation, i i
 	p.Plan(s3fault.At(i, f))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	met := open(t, s.String(), faultOptions(p, base))
+	met := open(t, s.String(), faultOptions(p, base, op, f))
 	defer met.Close()
 	err := op.run(ctx, t, met)
 	log := p.Log()

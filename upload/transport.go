@@ -77,10 +77,10 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		req.Header.Del("Expect") // not signed
 	}
 	if req.Body != nil && req.Body != http.NoBody {
-		w.start(g.limits.Stall)
+		w.start(g.limits.Stall, false)
 		req.Body = &sendBody{g: g, w: w, ctx: ctx, r: req.Body, left: req.ContentLength}
 	} else {
-		w.start(g.limits.Reply)
+		w.start(g.limits.Reply, true)
 	}
 	resp, err := g.next.RoundTrip(req)
 	w.stop()
@@ -115,14 +115,16 @@ type watch struct {
 	since  time.Time     // when it was armed
 	budget time.Duration // waiting left for MinBytes to move
 	moved  int64
+
+	waiting bool // for the reply: everything is sent
 }
 
-// start arms the watch with a fresh budget.
-func (w *watch) start(d time.Duration) {
+// start arms the watch with a fresh budget; waiting is for the reply, not for bytes.
+func (w *watch) start(d time.Duration, waiting bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.disarm()
-	w.budget, w.moved = d, 0
+	w.budget, w.moved, w.waiting = d, 0, waiting
 	w.arm()
 }
 
@@ -170,6 +172,11 @@ func (w *watch) disarm() {
 // explain replaces "context canceled" by the watch's verdict.
 func (w *watch) explain(ctx context.Context, err error) error {
 	if errors.Is(context.Cause(ctx), errStalled) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.waiting {
+			return fmt.Errorf("%w: no reply for %v", errStalled, w.limits.Reply)
+		}
 		return fmt.Errorf("%w: fewer than %d bytes in %v", errStalled, w.limits.MinBytes, w.limits.Stall)
 	}
 	return err
@@ -205,7 +212,7 @@ func (b *sendBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	b.left -= int64(n)
 	if err != nil || b.left <= 0 {
-		b.w.start(b.g.limits.Reply)
+		b.w.start(b.g.limits.Reply, true)
 	} else {
 		b.w.progress(n)
 		b.w.resume()
@@ -232,7 +239,7 @@ func (b *recvBody) Read(p []byte) (int, error) {
 	if b.on {
 		b.w.resume()
 	} else {
-		b.w.start(b.g.limits.Stall)
+		b.w.start(b.g.limits.Stall, false)
 		b.on = true
 	}
 	n, err := b.r.Read(p)
