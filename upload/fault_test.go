@@ -276,7 +276,24 @@ func once(t *testing.T, p *s3fault.Proxy, base upload.Options, op operation, i i
 	if left := unfinished(t, base, s.(upload.BucketManager).Bucket()); len(left) > 0 {
 		t.Errorf("multipart uploads are left: %q", left)
 	}
+	empty(t, s)
 	return log, err
+}
+
+// empty removes all objects: the fake server keeps them in memory, and there
+// are thousands of runs.
+func empty(t *testing.T, s upload.Store) {
+	t.Helper()
+	var keys []string
+	for o, err := range s.List(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, o.Key)
+	}
+	if err := s.Delete(t.Context(), keys...); err != nil {
+		t.Error(err)
+	}
 }
 
 // unfinished lists a bucket's multipart uploads in progress.
