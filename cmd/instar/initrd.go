@@ -40,7 +40,7 @@ its kernel parameters.`),
 
 type initrdOptions struct {
 	output, modules, release, init, shell, compression, caCert string
-	noModules, allowShell                                      bool
+	noModules                                                  bool
 	names, params                                              []string
 }
 
