@@ -265,11 +265,22 @@ func TestCABundle(t *testing.T) {
 	o := fakeOptions(srv.URL)
 	o.CACertFile = file
 	putOne(t, "s3://b", o)
+	// httptest's certificate is for 127.0.0.1 and example.com.
+	wrong := o
+	wrong.Endpoint = strings.Replace(srv.URL, "127.0.0.1", "localhost", 1)
+	_, err := upload.PutBytes(t.Context(), open(t, "s3://b", wrong), "k", nil, upload.PutOptions{})
+	if !errors.Is(err, upload.ErrUnreachable) || !strings.Contains(err.Error(), "the endpoint says localhost") || strings.Contains(err.Error(), "--ca-cert") {
+		t.Errorf("wrong name: %v", err)
+	}
 	o.CACertFile = ""
+	t.Setenv("AWS_CA_BUNDLE", file+".missing")
+	if _, err := upload.Open(t.Context(), "s3://b", o); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "AWS_CA_BUNDLE") {
+		t.Errorf("missing bundle: %v", err)
+	}
 	t.Setenv("AWS_CA_BUNDLE", file)
 	putOne(t, "s3://b", o)
 	os.Unsetenv("AWS_CA_BUNDLE")
-	_, err := upload.PutBytes(t.Context(), open(t, "s3://b", o), "k", nil, upload.PutOptions{})
+	_, err = upload.PutBytes(t.Context(), open(t, "s3://b", o), "k", nil, upload.PutOptions{})
 	if unknown := (x509.UnknownAuthorityError{}); !errors.As(err, &unknown) {
 		t.Errorf("without it: %v", err)
 	}

@@ -54,7 +54,7 @@ func openS3(ctx context.Context, bucket, prefix string, o Options) (Store, error
 	if o.CACertFile != "" {
 		pem, err := os.ReadFile(o.CACertFile)
 		if err != nil {
-			return fail(nil, fmt.Errorf("CA certificates: %w", err))
+			return nil, fmt.Errorf("certificate authorities (--ca-cert): %w", err)
 		}
 		load = append(load, config.WithCustomCABundle(bytes.NewReader(pem)))
 	}
@@ -66,6 +66,11 @@ func openS3(ctx context.Context, bucket, prefix string, o Options) (Store, error
 			return fail(ErrCredentials, fmt.Errorf("access key or secret key is empty"))
 		}
 		load = append(load, config.WithCredentialsProvider(staticCredentials(*o.Credentials)))
+	}
+	if bundle := os.Getenv("AWS_CA_BUNDLE"); bundle != "" && o.CACertFile == "" {
+		if _, err := os.Stat(bundle); err != nil {
+			return nil, fmt.Errorf("certificate authorities (AWS_CA_BUNDLE): %w", err)
+		}
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, load...)
 	if err != nil {

@@ -184,7 +184,10 @@ func (s *s3Store) byTransport(ctx context.Context, e *Error, err error, hasReply
 	var record tls.RecordHeaderError
 	var dns *net.DNSError
 	switch {
-	case errors.As(err, &unknown), errors.As(err, &host), errors.As(err, &invalid), errors.As(err, &verify):
+	case errors.As(err, &host):
+		e.Kind = ErrUnreachable
+		e.Advice = fmt.Sprintf("the endpoint says %s: use a name the certificate is for", host.Host)
+	case errors.As(err, &unknown), errors.As(err, &invalid), errors.As(err, &verify):
 		e.Kind = ErrUnreachable
 		e.Advice = "name the authority that signed the server's certificate with --ca-cert or AWS_CA_BUNDLE"
 	case errors.As(err, &record), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
