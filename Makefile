@@ -14,13 +14,19 @@ BUILD   := CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)
 
 .PHONY: build build-arm64 demo test check bench evidence fuzz man tools clean
 
-build:                 ## ./instar and ./instar-init (the initrd's init), static, for this machine
-	$(BUILD) -o instar ./cmd/instar
-	$(BUILD) -o instar-init ./cmd/instar-init
+# build_for ARCH,FILE builds the initrd's init, then instar with it inside.
+INITBIN := cmd/instar/internal/initbin/bin
+define build_for
+GOARCH=$(1) $(BUILD) -o $(INITBIN)/instar-init-$(1) ./cmd/instar-init
+gzip -9nf $(INITBIN)/instar-init-$(1)
+GOARCH=$(1) $(BUILD) -o $(2) ./cmd/instar
+endef
+
+build:                 ## ./instar, static, the initrd's init inside, for this machine
+	$(call build_for,$(shell go env GOARCH),instar)
 
 build-arm64:           ## ./instar-arm64
-	GOARCH=arm64 $(BUILD) -o instar-arm64 ./cmd/instar
-	GOARCH=arm64 $(BUILD) -o instar-init-arm64 ./cmd/instar-init
+	$(call build_for,arm64,instar-arm64)
 
 demo: build            ## capture this machine's root and bring it back (DEMO_ARGS=…)
 	test/demo $(DEMO_ARGS)
@@ -50,4 +56,4 @@ tools:                 ## Debian packages, Go tools and servers the tests use
 	test/tools go staticcheck gofumpt minio versitygw
 
 clean:
-	rm -rf instar instar-arm64 instar-init instar-init-arm64 man demo-out
+	rm -rf instar instar-arm64 $(INITBIN)/*.gz man demo-out

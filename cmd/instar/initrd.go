@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/instar-image/instar/cmd/instar/internal/initbin"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 	"github.com/instar-image/instar/initrd"
 	"github.com/instar-image/instar/initrd/boot"
@@ -54,8 +55,8 @@ other program is needed.
 
 The modules are those of the running kernel unless --modules names another
 directory: lib/modules/RELEASE itself, or a root directory such as a captured
-one. The init is the program instar-init that lies beside instar, or in
-/usr/lib/instar; --init names it for another architecture.`, `
+one. The init is built into instar; --init names another, such as that of
+another architecture.`, `
   instar initrd build -o instar.initrd
   instar initrd build -o web.initrd --modules /mnt/root --param net=static --param address=192.0.2.7/24
   instar initrd build -o arm.initrd --init instar-init-arm64 --modules ./arm-root`,
@@ -87,6 +88,14 @@ func runInitrdBuild(ctx context.Context, a *app, o *initrdOptions) error {
 	if err != nil {
 		return err
 	}
+	if opts.Init == "" {
+		init, done, err := findInit()
+		if err != nil {
+			return err
+		}
+		defer done()
+		opts.Init = init
+	}
 	report, err := writeInitrd(ctx, opts, o.output)
 	if err != nil {
 		return err
@@ -116,12 +125,6 @@ func (a *app) initrdOptions(o *initrdOptions) (initrd.Options, error) {
 	if err := opts.Config.Check(); err != nil {
 		return opts, usagef("--param: %w", err)
 	}
-	if opts.Init == "" {
-		var err error
-		if opts.Init, err = findInit(); err != nil {
-			return opts, err
-		}
-	}
 	if o.caCert != "" {
 		var err error
 		if opts.CACerts, err = os.ReadFile(o.caCert); err != nil {
@@ -150,11 +153,20 @@ func (a *app) initrdOptions(o *initrdOptions) (initrd.Options, error) {
 	return opts, nil
 }
 
-// findInit finds instar-init: beside this program, or where packages put it.
-func findInit() (string, error) {
+// findInit finds instar-init: within this program, beside it, or where
+// packages put it. done is to be called when the path is needed no more.
+func findInit() (path string, done func(), err error) {
+	done = func() {}
+	f, path, err := initbin.File()
+	if err == nil {
+		return path, func() { f.Close() }, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", done, err
+	}
 	self, err := os.Executable()
 	if err != nil {
-		return "", err
+		return "", done, err
 	}
 	dir := filepath.Dir(self)
 	for _, name := range []string{
@@ -162,10 +174,11 @@ func findInit() (string, error) {
 		filepath.Join(dir, "..", "lib", "instar", "instar-init"), "/usr/lib/instar/instar-init",
 	} {
 		if st, err := os.Stat(name); err == nil && st.Mode().IsRegular() {
-			return name, nil
+			return name, done, nil
 		}
 	}
-	return "", withHint(failf(exitFile, "no instar-init beside %s or in /usr/lib/instar", self), "--init names it; \"go build ./cmd/instar-init\" with CGO_ENABLED=0 makes it.")
+	return "", done, withHint(failf(exitFile, "this instar was built without instar-init, and none is beside %s or in /usr/lib/instar", self),
+		"\"make build\" builds it in; --init names one.")
 }
 
 // writeInitrd writes an initrd to a file, which appears when it is whole.

@@ -173,9 +173,11 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	}
 	init := o.init
 	if init == "" {
-		if init, err = findInit(); err != nil {
+		var done func()
+		if init, done, err = findInit(); err != nil {
 			return err
 		}
+		defer done()
 	}
 	ramdisk := filepath.Join(dir, "initrd")
 	if _, err := writeInitrd(ctx, initrd.Options{
