@@ -351,9 +351,9 @@ func TestUnbundleStream(t *testing.T) {
 
 // Same image, key and randomness: the same bytes, however the goroutines run.
 func TestDeterministic(t *testing.T) {
-	data := patchwork(300_000, 9)
+	data := patchwork(150_000, 9)
 	o := options(t)
-	o.PartSize = 64 << 10
+	o.PartSize = 16 << 10
 	key, iv := BlockKey{1}, BlockKey{2}
 	o.EncKey, o.EncIV = &key, &iv
 	var doc0 []byte
