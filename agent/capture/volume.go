@@ -2,6 +2,7 @@ package capture
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -35,7 +36,8 @@ type VolumeOptions struct {
 	// Label of the filesystem; nil keeps the volume's.
 	Label *string
 	// UUID of the filesystem. nil keeps the volume's if the volume is a
-	// filesystem of its own; a mere directory gets one derived from its path.
+	// filesystem of its own; a mere directory gets one derived from its path,
+	// btrfs a random one.
 	UUID *[16]byte
 	// FS is the filesystem of the image: "" or "ext4", which is streamed, or
 	// "xfs" or "btrfs", which are made in a scratch file in Scratch, as large as
@@ -64,7 +66,15 @@ func PlanVolume(ctx context.Context, o VolumeOptions, r Reporter) (*Volume, erro
 	if err != nil {
 		return nil, fmt.Errorf("looking at the volume: %w", err)
 	}
-	if !whole && o.UUID == nil {
+	switch {
+	case o.UUID != nil:
+	case o.FS == "btrfs":
+		// btrfstune refuses a UUID that a filesystem of this machine has, and the
+		// captured one has it.
+		id := randomUUID()
+		o.UUID = &id
+		r.Note("btrfs cannot have the UUID of another filesystem in sight: the image's is " + FormatUUID(id))
+	case !whole:
 		id := pathUUID(o.Root.Volume)
 		o.UUID = &id
 	}
@@ -106,6 +116,13 @@ func PlanVolume(ctx context.Context, o VolumeOptions, r Reporter) (*Volume, erro
 // FormatUUID writes a UUID as people do.
 func FormatUUID(u [16]byte) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+// randomUUID is a UUID of version 4.
+func randomUUID() (u [16]byte) {
+	rand.Read(u[:]) // never fails
+	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80
+	return u
 }
 
 // pathUUID is the UUID of an image of a directory that is no filesystem of its
@@ -163,7 +180,9 @@ func (v *Volume) layOut(o VolumeOptions, whole bool) error {
 // Image is the volume as something to bundle, under a name. For filesystems
 // other than ext4 this is where the scratch file is made, which takes a while.
 func (v *Volume) Image(ctx context.Context, name string) (ec2.Image, error) {
-	img := ec2.Image{Name: name, Mtime: time.Now(), Mode: 0o644}
+	// The archive's member has no time of its own, so that equal trees give equal
+	// bytes.
+	img := ec2.Image{Name: name, Mtime: time.Unix(0, 0), Mode: 0o644}
 	fs := func(ctx context.Context, w io.Writer) error { return v.Plan.Write(ctx, w, v.Root.Source(), v.changed) }
 	if v.opts.scratched() {
 		if err := v.makeScratch(ctx); err != nil {
