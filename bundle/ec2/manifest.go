@@ -3,6 +3,7 @@ package ec2
 import (
 	"crypto/sha1"
 	"encoding/hex"
+	"hash"
 	"strconv"
 )
 
@@ -15,6 +16,12 @@ const (
 
 // SHA1 is a SHA-1 digest, the format's only one.
 type SHA1 [sha1.Size]byte
+
+// Sum is the digest by which a manifest knows a part.
+func Sum(part []byte) SHA1 { return sha1.Sum(part) }
+
+// NewSum computes what [Sum] gives of a part that comes in pieces.
+func NewSum() hash.Hash { return sha1.New() }
 
 func (d SHA1) String() string { return hex.EncodeToString(d[:]) }
 

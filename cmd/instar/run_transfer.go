@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rsa"
-	"crypto/sha1"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -204,7 +203,7 @@ func runDownload(ctx context.Context, a *app, o *downloadOptions) error {
 	}
 	var fetches []upload.Fetch
 	for _, p := range m.Parts {
-		fetches = append(fetches, upload.Fetch{Key: p.Filename, Name: p.Filename, Sum: p.SHA1[:], Hash: sha1.New})
+		fetches = append(fetches, upload.Fetch{Key: p.Filename, Name: p.Filename, Sum: p.SHA1[:], Hash: ec2.NewSum})
 	}
 	t := a.transfer("downloading "+m.Name, "downloaded")
 	t.bar.Total(m.BundledSize)
@@ -248,7 +247,7 @@ func (a *app) downloadStream(ctx context.Context, store upload.Store, m *ec2.Man
 		if err != nil {
 			return asS3(err)
 		}
-		if sha1.Sum(data) != p.SHA1 {
+		if ec2.Sum(data) != p.SHA1 {
 			return failf(exitTrust, "part %q: its digest is not that of the manifest", p.Filename)
 		}
 		if _, err := a.stdout.Write(data); err != nil {

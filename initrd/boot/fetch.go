@@ -2,7 +2,6 @@ package boot
 
 import (
 	"context"
-	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -79,7 +78,7 @@ func (f *fetcher) part(ctx context.Context, p ec2.ManifestPart) ([]byte, error) 
 		}
 		data, err := f.get(ctx, u)
 		switch {
-		case err == nil && ec2.SHA1(sha1.Sum(data)) == p.SHA1:
+		case err == nil && ec2.Sum(data) == p.SHA1:
 			return data, nil
 		case err == nil:
 			last = errors.New("its bytes are not those of the manifest")

@@ -130,6 +130,24 @@ func TestDirection(t *testing.T) {
 	}
 }
 
+// TestOldCryptography keeps what the EC2 format makes necessary where it is.
+func TestOldCryptography(t *testing.T) {
+	seen := false
+	for _, p := range list(t) {
+		if !slices.Contains(p.Imports, "crypto/sha1") {
+			continue
+		}
+		if p.ImportPath != module+"/bundle/ec2" {
+			t.Errorf("%s imports crypto/sha1, which only bundle/ec2 needs", p.ImportPath)
+			continue
+		}
+		seen = true
+	}
+	if !seen {
+		t.Error("bundle/ec2 is not seen to import crypto/sha1: this test looks in the wrong place")
+	}
+}
+
 func TestComplaint(t *testing.T) {
 	for _, c := range []struct {
 		from, to string
