@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,6 +48,12 @@ func volumeSize(s string) (bytes int64, ifFits bool, err error) {
 }
 
 func runBundleVol(ctx context.Context, a *app, o *bundleVolOptions) error {
+	// What lives is the tree of all files, what is garbage little: collecting
+	// early costs nothing that can be measured and halves the memory at two
+	// million files. GOGC in the environment has the last word.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(25)
+	}
 	plan, err := a.volumePlan(o)
 	if err != nil {
 		return err
