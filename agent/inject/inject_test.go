@@ -280,6 +280,7 @@ func FuzzCheckKey(f *testing.F) {
 func FuzzSSHDLine(f *testing.F) {
 	f.Add(`AuthorizedKeysFile "a b" c # d`)
 	f.Add(`x="`)
+	f.Add("=0")
 	f.Fuzz(func(t *testing.T, line string) {
 		key, args := splitSSHDLine(line)
 		if strings.ContainsAny(key, " \t=") || (key == "" && len(args) > 0) {

@@ -79,8 +79,11 @@ func splitSSHDLine(line string) (string, []string) {
 		return "", nil
 	}
 	i := strings.IndexAny(line, " \t=")
-	if i < 0 {
+	switch {
+	case i < 0:
 		return strings.ToLower(line), nil
+	case i == 0: // "=…" has no keyword: sshd refuses it
+		return "", nil
 	}
 	key, rest := strings.ToLower(line[:i]), strings.TrimLeft(line[i:], " \t=")
 	var args []string
