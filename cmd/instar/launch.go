@@ -42,8 +42,8 @@ powers off or Ctrl-C, and leaves nothing behind. What the machine writes is
 thrown away unless --keep is given with --disk.
 
 The kernel is the newest in the image's /boot, which debugfs (e2fsprogs) reads;
-for an image that is partitioned, not ext4, or without a kernel, --kernel and
---modules name one.`, `
+for an image that is partitioned, not ext4, or without a kernel,
+--kernel-file and --modules name one.`, `
   instar launch -b images/web-1 -m web-1.manifest.xml -k key.pem --ssh-key ~/.ssh/id_ed25519.pub
   instar launch --disk root.img --ssh-key key.pub --user-data setup.sh --memory 2048`,
 		func(ctx context.Context) error { return runLaunch(ctx, a, &o) })
