@@ -36,7 +36,9 @@ const (
 //	level 6:  9.8 CPU s (0.33), 318 MB (0.988)
 //	level 7: 13.9 CPU s (0.47), 313 MB (0.972)
 //
-// of which about 3 s are digests, encryption and copying.
+// of which about 3 s are digests, encryption and copying. What is lost in size
+// depends on the content: a root with more binaries in it came to 1.08 of the
+// pipe's size at level 4, for 0.30 of its wall time.
 const level = 4
 
 var memberMagic = []byte{0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 3, 12, 0, 'I', 's', 8, 0}
