@@ -274,6 +274,8 @@ func (a *application) userData() error {
 	return nil
 }
 
+const journalFile = "/var/lib/instar/journal"
+
 // OpenJournal opens the journal of a root directory, making /var/lib/instar
 // where it is absent.
 func OpenJournal(root string) (*journal.Journal, error) {
@@ -293,5 +295,17 @@ func OpenJournal(root string) (*journal.Journal, error) {
 	if err := ownedByRoot(dir); err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	return journal.Open(dir)
+	j, err := journal.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	f, err := h.OpenFile(journalFile)
+	if err == nil {
+		err = inroot.Label(f, dir, h.LabelFor(journalFile, false))
+		f.Close()
+	}
+	if err != nil {
+		return nil, errors.Join(err, j.Close())
+	}
+	return j, nil
 }

@@ -76,13 +76,15 @@ func (h *hierarchy) authorize(user string, lines []string, warn func(string)) (a
 	if st.Mode().Perm()&0o022 != 0 {
 		warn(fmt.Sprintf("home directory %s is writable by others (%v): sshd refuses its keys unless StrictModes is off", a.home, st.Mode().Perm()))
 	}
+	full := path.Join(a.home, name)
+	fileLabel, dirLabel := h.LabelFor(full, false), h.LabelFor(path.Dir(full), true)
 	err = asUser(a.uid, a.gid, func() error {
-		dir, err := openKeyDir(home, path.Dir(name), a)
+		dir, err := openKeyDir(home, path.Dir(name), a, dirLabel)
 		if err != nil {
 			return err
 		}
 		defer dir.Close()
-		added, err = addLines(dir, path.Base(name), lines, a.uid, 0o600)
+		added, err = addLines(dir, path.Base(name), lines, a.uid, 0o600, fileLabel)
 		return err
 	})
 	if err != nil {
@@ -115,7 +117,7 @@ func (h *hierarchy) openHome(a account) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := home.Chown(a.uid, a.gid); err != nil {
+	if err := errors.Join(home.Chown(a.uid, a.gid), inroot.Label(home, parent, h.LabelFor(a.home, true))); err != nil {
 		home.Close()
 		return nil, err
 	}
@@ -133,18 +135,25 @@ func ownedByRoot(dir *os.File) error {
 	return nil
 }
 
-// openKeyDir opens dir below home, making what is absent, as the user.
-func openKeyDir(home *os.File, dir string, a account) (*os.File, error) {
+// openKeyDir opens dir below home, making what is absent, as the user and with
+// the SELinux label given.
+func openKeyDir(home *os.File, dir string, a account, label string) (*os.File, error) {
 	at, err := inroot.Openat2(home, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0, inside)
 	if err != nil || dir == "." {
 		return at, err
 	}
 	for part := range strings.SplitSeq(dir, "/") {
-		if err := unix.Mkdirat(int(at.Fd()), part, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		made := unix.Mkdirat(int(at.Fd()), part, 0o700)
+		if made != nil && !errors.Is(made, unix.EEXIST) {
 			at.Close()
-			return nil, &os.PathError{Op: "mkdir", Path: path.Join(at.Name(), part), Err: err}
+			return nil, &os.PathError{Op: "mkdir", Path: path.Join(at.Name(), part), Err: made}
 		}
 		next, err := inroot.Openat2(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0, inside)
+		if err == nil && made == nil {
+			if err = inroot.Label(next, at, label); err != nil {
+				next.Close()
+			}
+		}
 		at.Close()
 		if err != nil {
 			return nil, explain(err)
@@ -178,7 +187,7 @@ func explain(err error) error {
 }
 
 // addLines rewrites the key file base of dir with the lines that it lacks.
-func addLines(dir *os.File, base string, lines []string, owner int, perm uint32) (int, error) {
+func addLines(dir *os.File, base string, lines []string, owner int, perm uint32, label string) (int, error) {
 	var old []byte
 	f, err := inroot.Openat2(dir, base, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0, inside)
 	switch {
@@ -222,7 +231,7 @@ func addLines(dir *os.File, base string, lines []string, owner int, perm uint32)
 	if added == 0 {
 		return 0, nil
 	}
-	return added, inroot.ReplaceAt(dir, base, out.Bytes(), perm)
+	return added, inroot.ReplaceAt(dir, base, out.Bytes(), perm, label)
 }
 
 // keyOf is what makes a line the same key as another: type and key without
@@ -247,5 +256,5 @@ func (h *hierarchy) authorizeCentrally(name string, lines []string) (int, error)
 	if err := ownedByRoot(dir); err != nil {
 		return 0, fmt.Errorf("key file %q of sshd's AuthorizedKeysFile: %w", name, err)
 	}
-	return addLines(dir, path.Base(name), lines, 0, 0o644)
+	return addLines(dir, path.Base(name), lines, 0, 0o644, h.LabelFor(name, false))
 }

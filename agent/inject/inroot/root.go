@@ -25,7 +25,8 @@ const MaxSmall = 4 << 20
 // resolved as a process chrooted there would, so that neither ".." nor a
 // symbolic link, absolute ones included, leads out of it.
 type Root struct {
-	dir *os.File
+	dir      *os.File
+	contexts *fileContexts // of the root's SELinux policy, once they are asked for
 }
 
 // Dir is the handle of the root itself, for resolving paths below it.
@@ -37,7 +38,7 @@ func Open(dir string) (*Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening root directory %q: %w", dir, err)
 	}
-	return &Root{os.NewFile(uintptr(fd), dir)}, nil
+	return &Root{dir: os.NewFile(uintptr(fd), dir)}, nil
 }
 
 // Close releases the handle.
@@ -95,7 +96,8 @@ func (r *Root) Exists(name string) bool {
 	return true
 }
 
-// Mkdir makes the directory name and those above it, owned by root.
+// Mkdir makes the directory name and those above it, owned by root and
+// labelled.
 func (r *Root) Mkdir(name string, perm uint32) error {
 	at := ""
 	for _, part := range strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/") {
@@ -104,13 +106,31 @@ func (r *Root) Mkdir(name string, perm uint32) error {
 			return err
 		}
 		err = unix.Mkdirat(int(parent.Fd()), part, perm)
-		parent.Close()
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return &os.PathError{Op: "mkdir", Path: path.Join("/", at, part), Err: err}
-		}
 		at = path.Join(at, part)
+		switch {
+		case errors.Is(err, unix.EEXIST):
+			err = nil
+		case err != nil:
+			err = &os.PathError{Op: "mkdir", Path: "/" + at, Err: err}
+		default:
+			err = r.labelMade(parent, part, "/"+at)
+		}
+		parent.Close()
+		if err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// labelMade labels the directory base of parent, just made.
+func (r *Root) labelMade(parent *os.File, base, name string) error {
+	made, err := Openat2(parent, base, unix.O_RDONLY|unix.O_DIRECTORY, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return err
+	}
+	defer made.Close()
+	return Label(made, parent, r.LabelFor(name, true))
 }
 
 // WriteFile replaces name by a new file, durably: whatever name was, a link
@@ -121,7 +141,7 @@ func (r *Root) WriteFile(name string, data []byte, perm uint32) error {
 		return err
 	}
 	defer dir.Close()
-	return ReplaceAt(dir, path.Base(name), data, perm)
+	return ReplaceAt(dir, path.Base(name), data, perm, r.LabelFor(name, false))
 }
 
 // Symlink makes name a symbolic link to target, in place of what is there.
@@ -163,8 +183,9 @@ func tempName(base string) string {
 
 // ReplaceAt puts data under the name base of dir: a new file in dir, synced,
 // renamed over base, and dir synced. The file belongs to the calling thread's
-// filesystem user.
-func ReplaceAt(dir *os.File, base string, data []byte, perm uint32) (err error) {
+// filesystem user. In a directory with an SELinux label it has the old file's,
+// else label, else the directory's.
+func ReplaceAt(dir *os.File, base string, data []byte, perm uint32, label string) (err error) {
 	temp := tempName(base)
 	fd, err := unix.Openat(int(dir.Fd()), temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -182,6 +203,12 @@ func ReplaceAt(dir *os.File, base string, data []byte, perm uint32) (err error) 
 	}
 	if err := unix.Fchmod(fd, perm); err != nil {
 		return &os.PathError{Op: "chmod", Path: f.Name(), Err: err}
+	}
+	if old := labelThere(dir, base); old != "" {
+		label = old
+	}
+	if err := Label(f, dir, label); err != nil {
+		return err
 	}
 	if err := f.Sync(); err != nil {
 		return err
