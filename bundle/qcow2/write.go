@@ -78,11 +78,11 @@ func NewWriter(f io.WriterAt, size int64, m sparse.Map) (*Writer, error) {
 		tables += max(b-a+1, 0)
 		next, lastTable = end, b
 	}
-	entries := (size + cluster*perL2 - 1) / (cluster * perL2)
+	entries := max((size+cluster*perL2-1)/(cluster*perL2), 1)
 	if entries*8 > maxL1 {
 		return nil, fmt.Errorf("%w: %d bytes need a level 1 table of %d MiB", ErrSize, size, entries*8>>20)
 	}
-	l1 := max((entries*8+cluster-1)/cluster, 1)
+	l1 := (entries*8 + cluster - 1) / cluster
 	// header, refcount table, refcount blocks, level 1, level 2, data: the
 	// blocks count themselves and the table too
 	var blocks, table int64
