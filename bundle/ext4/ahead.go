@@ -41,10 +41,11 @@ type aheadFile struct {
 	changed bool
 	err     error // of asking for changes
 	closing error
-	free    chan []byte
+	free    *buffers
 }
 
-func newAhead(ctx context.Context, p *Plan, src filetree.Source) *ahead {
+// newAhead starts it; skip, if not nil, tells which files are not to be opened.
+func newAhead(ctx context.Context, p *Plan, src filetree.Source, skip func(filetree.ID) bool) *ahead {
 	ctx, cancel := context.WithCancel(ctx)
 	a := &ahead{cancel: cancel, queue: make(chan *batch, aheadBatches)}
 	work := make(chan *batch)
@@ -59,15 +60,15 @@ func newAhead(ctx context.Context, p *Plan, src filetree.Source) *ahead {
 			}
 		}()
 	}
-	go a.feed(ctx, p, work)
+	go a.feed(ctx, p, skip, work)
 	return a
 }
 
 // feed makes batches of the tree's files.
-func (a *ahead) feed(ctx context.Context, p *Plan, work chan<- *batch) {
+func (a *ahead) feed(ctx context.Context, p *Plan, skip func(filetree.ID) bool, work chan<- *batch) {
 	defer close(a.queue)
 	defer close(work)
-	free := make(chan []byte, (aheadBatches+aheadWorkers)*aheadBatch)
+	free := newBuffers(aheadSize, (aheadBatches+aheadWorkers)*aheadBatch)
 	send := func(b *batch) bool {
 		select {
 		case a.queue <- b:
@@ -88,7 +89,7 @@ func (a *ahead) feed(ctx context.Context, p *Plan, work chan<- *batch) {
 	var b *batch
 	for i := range p.t.Len() {
 		id := filetree.ID(i)
-		if p.t.Mode(id)&unix.S_IFMT != unix.S_IFREG || p.t.Size(id) != p.fileSize(id) {
+		if p.t.Mode(id)&unix.S_IFMT != unix.S_IFREG || p.t.Size(id) != p.fileSize(id) || skip != nil && skip(id) {
 			continue
 		}
 		if b == nil {
@@ -108,7 +109,7 @@ func (a *ahead) feed(ctx context.Context, p *Plan, work chan<- *batch) {
 }
 
 // next waits for the next file of the tree, which the caller closes.
-func (a *ahead) next(ctx context.Context) (filetree.File, error) {
+func (a *ahead) next(ctx context.Context) (*aheadFile, error) {
 	if len(a.now) == 0 {
 		b, ok := <-a.queue
 		if !ok {
@@ -143,12 +144,7 @@ func (f *aheadFile) open(ctx context.Context, src filetree.Source, size int64) {
 	if f.file, f.openErr = src.Open(ctx, f.id); f.openErr != nil || size > aheadSize {
 		return
 	}
-	select {
-	case f.data = <-f.free:
-	default:
-		f.data = make([]byte, aheadSize)
-	}
-	f.data = f.data[:size]
+	f.data = f.free.get()[:size]
 	n := 0
 	if size > 0 {
 		n, _ = f.file.ReadAt(f.data, 0)
@@ -183,10 +179,7 @@ func (f *aheadFile) Changed() (bool, error) {
 
 func (f *aheadFile) Close() error {
 	if f.data != nil {
-		select {
-		case f.free <- f.data[:aheadSize]:
-		default:
-		}
+		f.free.put(f.data)
 		f.data = nil
 	}
 	if f.file != nil {

@@ -120,12 +120,11 @@ func (d *damage) lose(id filetree.ID) bool {
 }
 
 // add records that a file has only size bytes, none of them in the bad ranges.
-// The file's extents begin at the block start. If the image has too few
+// The file's blocks begin at start. If the image has too few
 // blocks to describe that, ranges are joined: then it returns false.
-func (d *damage) add(id filetree.ID, f *fileDamage, start int64) bool {
+func (d *damage) add(id filetree.ID, f *fileDamage, start cursor) bool {
 	whole := true
-	c := d.p.g.cursor(start)
-	x := d.p.fileExtents(nil, id, &c)
+	x := d.p.fileExtents(nil, id, &start)
 	planned := treeBlocks(int64(len(x)))
 	for {
 		more := treeBlocks(int64(len(spoil(x, f.bad)))) - planned

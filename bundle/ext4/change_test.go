@@ -210,31 +210,37 @@ func TestRandomFaults(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		src := &memSource{tree, map[filetree.ID]fault{}}
-		for i := range tree.Len() {
-			id := filetree.ID(i)
-			var f fault
-			size := tree.Size(id)
-			switch rapid.IntRange(0, 6).Draw(rt, "fault") {
-			case 0:
-				f.open = rapid.SampledFrom([]error{filetree.ErrVanished, filetree.ErrReplaced, unix.EIO}).Draw(rt, "error")
-			case 1:
-				f.size = rapid.Int64Range(-1, size+5000).Draw(rt, "new size")
-				f.changed = true
-			case 2:
-				f.bad = rapid.SliceOfN(rapid.Map(rapid.Int64Range(0, size), func(o int64) sparse.Extent { return sparse.Extent{Off: o, Len: 1 + o%7777} }), 1, 10).Draw(rt, "bad")
-				slices.SortFunc(f.bad, func(a, b sparse.Extent) int { return int(a.Off - b.Off) })
-			}
-			src.faults[id] = f
-		}
+		src := &memSource{tree, randomFaults(rt, tree)}
 		check(rt, os.RemoveAll(path))
-		writeImage(t, path, p, src, func(c ext4.Change) {
+		writeImage(rt, path, p, src, func(c ext4.Change) {
 			if f := src.faults[c.ID]; f.open == nil && !f.changed && f.bad == nil {
 				rt.Errorf("no fault, but %s", c.String())
 			}
 		})
 		fsck(rt, path)
 	})
+}
+
+// randomFaults draws what happens to the files of a tree.
+func randomFaults(rt *rapid.T, tree *filetree.Tree) map[filetree.ID]fault {
+	faults := map[filetree.ID]fault{}
+	for i := range tree.Len() {
+		id := filetree.ID(i)
+		var f fault
+		size := tree.Size(id)
+		switch rapid.IntRange(0, 6).Draw(rt, "fault") {
+		case 0:
+			f.open = rapid.SampledFrom([]error{filetree.ErrVanished, filetree.ErrReplaced, unix.EIO}).Draw(rt, "error")
+		case 1:
+			f.size = rapid.Int64Range(-1, size+5000).Draw(rt, "new size")
+			f.changed = true
+		case 2:
+			f.bad = rapid.SliceOfN(rapid.Map(rapid.Int64Range(0, size), func(o int64) sparse.Extent { return sparse.Extent{Off: o, Len: 1 + o%7777} }), 1, 10).Draw(rt, "bad")
+			slices.SortFunc(f.bad, func(a, b sparse.Extent) int { return int(a.Off - b.Off) })
+		}
+		faults[id] = f
+	}
+	return faults
 }
 
 func TestWriteErrors(t *testing.T) {

@@ -62,6 +62,14 @@ func (p *Plan) pieces(id filetree.ID) iter.Seq2[int64, int64] {
 	}
 }
 
+// dense tells whether a regular file has data, and no holes of whole blocks.
+func (p *Plan) dense(id filetree.ID) bool {
+	for at, n := range p.pieces(id) {
+		return at == 0 && n == blocksOf(p.fileSize(id))
+	}
+	return false
+}
+
 // countFile passes the blocks of a regular file and counts its extents.
 func (p *Plan) countFile(id filetree.ID, c *cursor) int64 {
 	var n int64

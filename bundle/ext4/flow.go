@@ -7,14 +7,20 @@ import (
 )
 
 // flow writes the image's blocks by ascending position, the copies of
-// superblock and descriptors in their places among them.
+// superblock and descriptors in their places among them: to w as one stream,
+// or to sink in pieces that lie together and are of one kind.
 type flow struct {
 	ctx  context.Context
 	w    io.Writer
+	sink *emitter
 	p    *Plan
 	buf  []byte // filled up to len, written when full
 	at   int64  // block
 	next int    // in geometry.supers
+
+	kind     Kind  // of what is written now
+	bufKind  Kind  // of what buf holds, where there is a sink
+	bufStart int64 // block
 }
 
 const flowBuffer = 1 << 20
@@ -30,6 +36,11 @@ func (f *flow) flush() error {
 	if err := f.ctx.Err(); err != nil {
 		return context.Cause(f.ctx)
 	}
+	if f.sink != nil {
+		b := f.buf
+		f.buf = f.sink.large.get()[:0]
+		return f.sink.metadata(f.bufKind, f.bufStart, b)
+	}
 	n, err := f.w.Write(f.buf)
 	if err == nil && n < len(f.buf) {
 		err = io.ErrShortWrite
@@ -44,7 +55,12 @@ func (f *flow) flush() error {
 // raw gives memory for 1 to n blocks at the present position, to be filled
 // before the next call.
 func (f *flow) raw(n int64) ([]byte, error) {
-	if len(f.buf) == cap(f.buf) {
+	if f.sink != nil {
+		if err := f.cut(); err != nil {
+			return nil, err
+		}
+		n = min(n, (flowBuffer-f.at*BlockSize%flowBuffer)/BlockSize)
+	} else if len(f.buf) == cap(f.buf) {
 		if err := f.flush(); err != nil {
 			return nil, err
 		}
@@ -54,6 +70,18 @@ func (f *flow) raw(n int64) ([]byte, error) {
 	f.buf = f.buf[:at+k]
 	f.at += int64(k / BlockSize)
 	return f.buf[at:], nil
+}
+
+// cut ends the piece at hand where the next block does not belong to it.
+func (f *flow) cut() error {
+	end := f.bufStart + int64(len(f.buf)/BlockSize)
+	if f.at != end || f.kind != f.bufKind || f.at*BlockSize%flowBuffer == 0 {
+		if err := f.flush(); err != nil {
+			return err
+		}
+		f.bufKind, f.bufStart = f.kind, f.at
+	}
+	return nil
 }
 
 // span is raw, around the copies of the superblock.
@@ -71,6 +99,9 @@ func (f *flow) span(n int64) ([]byte, error) {
 	}
 	return f.raw(n)
 }
+
+// spanAt is span for the content of a file, whose offset it need not know.
+func (f *flow) spanAt(_, n int64) ([]byte, error) { return f.span(n) }
 
 // block gives memory for the next block.
 func (f *flow) block() ([]byte, error) { return f.span(1) }
@@ -110,7 +141,9 @@ func (f *flow) seek(to int64) error {
 
 // super writes superblock and descriptors of the group that begins here.
 func (f *flow) super() error {
+	defer func(kind Kind) { f.kind = kind }(f.kind)
 	group := f.at / groupBlocks
+	f.kind = KindSuper
 	b, err := f.raw(1)
 	if err != nil {
 		return err
@@ -120,6 +153,7 @@ func (f *flow) super() error {
 		b = b[1024:]
 	}
 	f.p.superblock(b[:1024], group)
+	f.kind = KindDescriptors
 	return f.p.descriptors(func(block []byte) error {
 		b, err := f.raw(1)
 		copy(b, block)

@@ -155,7 +155,7 @@ func image(t testing.TB, p *ext4.Plan, src filetree.Source, report func(ext4.Cha
 	return path
 }
 
-func writeImage(t testing.TB, path string, p *ext4.Plan, src filetree.Source, report func(ext4.Change)) {
+func writeImage(t reporter, path string, p *ext4.Plan, src filetree.Source, report func(ext4.Change)) {
 	t.Helper()
 	f, err := os.Create(path)
 	check(t, err)
@@ -163,7 +163,7 @@ func writeImage(t testing.TB, path string, p *ext4.Plan, src filetree.Source, re
 	check(t, f.Truncate(p.Size()))
 	check(t, p.Map().Check(p.Size()))
 	w := &mapWriter{f, append(sparse.Map(nil), p.Map()...)}
-	check(t, p.Write(t.Context(), w, src, report))
+	check(t, p.Write(context.Background(), w, src, report))
 	if left := w.m.Bytes(); left != 0 {
 		t.Fatalf("%d bytes of the map were not written, first %v", left, w.m[0])
 	}

@@ -233,6 +233,26 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
+// TestGolden pins the bytes: EC2 bundles of one machine are to be comparable
+// from one version of Instar to the next.
+func TestGolden(t *testing.T) {
+	for _, tt := range []struct {
+		size int64
+		want string
+	}{
+		{0, "680c197f7a26a694cf60e80a863f102602cb6a009869cf69186f92dc4fbf43ca"},
+		{gib, "fbb3b48ea6b7b67eb5ee5f6910d6d2e96bd2b6993bc7b680eaea35e218ddf6f6"},
+		{30 * gib, "afa8c284c492a0a73658aaf803b3bca60b85dd16171aa66d5f09a14bc3c025d9"},
+	} {
+		tree := some(t)
+		h := sha256.New()
+		check(t, plan(t, tree, ext4.Options{Size: tt.size}).Write(t.Context(), h, &memSource{t: tree}, nil))
+		if got := fmt.Sprintf("%x", h.Sum(nil)); got != tt.want {
+			t.Errorf("size %d: the image's digest is %s, was %s", tt.size, got, tt.want)
+		}
+	}
+}
+
 // Segments name what the stream carries.
 func TestSegments(t *testing.T) {
 	tree := some(t)

@@ -4,8 +4,9 @@
 //
 // A [filetree.Tree] goes in; [NewPlan] lays out every block of the image from
 // it alone, so that size and map are known before any file is opened. The
-// image comes out of [Plan.Write], which reads each file once, in the tree's
-// order. The package touches nothing but the [filetree.Source] it is given.
+// image comes out of [Plan.Write], or in pieces out of [Plan.Emit]; each reads
+// every file once, in the tree's order. The package touches nothing but the
+// [filetree.Source] it is given.
 //
 // All metadata that depends on what reading the files brought (extents,
 // directories, inodes) follows all file data, so that a file which changed

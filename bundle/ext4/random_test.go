@@ -206,7 +206,7 @@ func TestRandomTrees(t *testing.T) {
 		}
 		n++
 		path := filepath.Join(dir, fmt.Sprint(n))
-		writeImage(t, path, p, &memSource{t: tree}, func(c ext4.Change) { rt.Error(c.String()) })
+		writeImage(rt, path, p, &memSource{t: tree}, func(c ext4.Change) { rt.Error(c.String()) })
 		for w := range p.Warnings() {
 			rt.Errorf("%s: %v", tree.Path(w.ID), w.Err)
 		}

@@ -10,31 +10,46 @@ import (
 
 // contents reads the files and records what is wrong with them.
 type contents struct {
-	f      *flow
+	ctx    context.Context
+	p      *Plan
+	out    output
 	ahead  *ahead
 	report func(Change)
 	damage *damage
 }
 
-// file writes the data of one file into the flow, whatever happens to the file.
-func (c *contents) file(id filetree.ID) error {
-	f, p := c.f, c.f.p
-	start := f.at
-	size := p.fileSize(id)
-	if size != p.t.Size(id) {
+// output takes the files' data.
+type output interface {
+	// spanAt gives memory for 1 to n blocks of the file at hand, from the byte off
+	// of it on, to be filled before the next call.
+	spanAt(off, n int64) ([]byte, error)
+	// nothing stands for the data of a file that could not be opened.
+	nothing(id filetree.ID) error
+}
+
+// file puts out the data of one file, whatever happens to the file, whose
+// blocks begin at start.
+func (c *contents) file(id filetree.ID, start cursor) error {
+	size := c.p.fileSize(id)
+	if size != c.p.t.Size(id) {
 		return nil // too large for ext4: see Warnings
 	}
-	file, err := c.ahead.next(f.ctx)
+	file, err := c.ahead.next(c.ctx)
 	if err != nil {
-		if f.ctx.Err() != nil {
-			return context.Cause(f.ctx)
+		if c.ctx.Err() != nil {
+			return context.Cause(c.ctx)
 		}
 		c.missing(id, start, err)
-		return c.nothing(id)
+		return c.out.nothing(id)
 	}
-	r := reading{c: c, id: id, file: file, size: size}
-	err = r.all()
-	if e := file.Close(); err == nil && e != nil && r.change.Kind == 0 {
+	return c.read(&reading{c: c, id: id, file: file, size: size}, start)
+}
+
+// read puts out the data of an open file and closes it.
+func (c *contents) read(r *reading, start cursor) error {
+	id, size := r.id, r.size
+	err := r.all()
+	if e := r.file.Close(); err == nil && e != nil && r.change.Kind == 0 {
 		r.change = Change{Kind: Modified, Err: e}
 	}
 	if err != nil {
@@ -59,13 +74,13 @@ func (c *contents) file(id filetree.ID) error {
 }
 
 func (c *contents) tell(id filetree.ID, ch Change) {
-	ch.ID, ch.Path = id, c.f.p.t.Path(id)
+	ch.ID, ch.Path = id, c.p.t.Path(id)
 	c.report(ch)
 }
 
 // missing deals with a file that could not be opened.
-func (c *contents) missing(id filetree.ID, start int64, err error) {
-	ch := Change{Kind: Unreadable, Lost: c.f.p.t.Size(id), Err: err}
+func (c *contents) missing(id filetree.ID, start cursor, err error) {
+	ch := Change{Kind: Unreadable, Lost: c.p.t.Size(id), Err: err}
 	gone := true
 	switch {
 	case errors.Is(err, filetree.ErrVanished):
@@ -76,7 +91,7 @@ func (c *contents) missing(id filetree.ID, start int64, err error) {
 		gone = false
 	}
 	var bad []run
-	if end := blocksOf(c.f.p.fileSize(id)); end > 0 {
+	if end := blocksOf(c.p.fileSize(id)); end > 0 {
 		bad = []run{{0, end}}
 	}
 	c.damage.add(id, &fileDamage{bad: bad}, start)
@@ -87,10 +102,10 @@ func (c *contents) missing(id filetree.ID, start int64, err error) {
 }
 
 // nothing fills the place of a file with zeros.
-func (c *contents) nothing(id filetree.ID) error {
-	for _, n := range c.f.p.pieces(id) {
+func (f *flow) nothing(id filetree.ID) error {
+	for _, n := range f.p.pieces(id) {
 		for n > 0 {
-			b, err := c.f.span(n)
+			b, err := f.span(n)
 			if err != nil {
 				return err
 			}
@@ -113,13 +128,12 @@ type reading struct {
 }
 
 func (r *reading) all() error {
-	f := r.c.f
 	planned := r.size
 	end := int64(0) // of the data so far
-	for logical, n := range f.p.pieces(r.id) {
+	for logical, n := range r.c.p.pieces(r.id) {
 		off := logical * BlockSize
 		for n > 0 {
-			b, err := f.span(n)
+			b, err := r.c.out.spanAt(off, n)
 			if err != nil {
 				return err
 			}
@@ -167,8 +181,8 @@ func (r *reading) fill(b []byte, off, end int64) error {
 			got += n
 			continue
 		}
-		if e := r.c.f.ctx.Err(); e != nil {
-			return context.Cause(r.c.f.ctx)
+		if r.c.ctx.Err() != nil {
+			return context.Cause(r.c.ctx)
 		}
 		if errors.Is(err, io.EOF) {
 			got += n

@@ -13,7 +13,7 @@ type Kind uint8
 
 // Kinds of [Segment].
 const (
-	KindSuper       Kind = iota // superblock and group descriptors; Off is the group's number
+	KindSuper       Kind = iota // superblock or a copy; Off is the group's number
 	KindReserved                // reserved for more descriptors
 	KindBlockBitmap             // Off is the first group's number
 	KindInodeBitmap             // Off is the first group's number
@@ -26,8 +26,9 @@ const (
 	KindSymlinks // targets of 60 bytes and more
 	KindDir      // a directory's blocks
 	KindDirExtents
-	KindLost   // spare blocks of lost+found
-	KindInodes // inode tables, as far as used; Off is the number of the first inode less one
+	KindLost        // spare blocks of lost+found
+	KindInodes      // inode tables, as far as used; Off is the number of the first inode less one
+	KindDescriptors // group descriptors; Off is the group's number
 )
 
 // Segment is a part of the image that [Plan.Write] writes.
@@ -70,10 +71,16 @@ func (s *segmenter) seek(to int64) {
 	for s.next < len(s.g.supers) && s.g.supers[s.next] <= to {
 		s.at = s.g.supers[s.next]
 		s.next++
-		s.emit(KindSuper, filetree.None, s.at/groupBlocks, 1+s.g.gdt)
+		s.super(s.at / groupBlocks)
 		s.at += s.g.rgdt
 	}
 	s.at = max(s.at, to)
+}
+
+// super yields the superblock of a group and the descriptors after it.
+func (s *segmenter) super(group int64) {
+	s.emit(KindSuper, filetree.None, group, 1)
+	s.emit(KindDescriptors, filetree.None, group, s.g.gdt)
 }
 
 // put yields n blocks from s.at on, around copies of the superblock.
@@ -95,7 +102,7 @@ func (s *segmenter) put(kind Kind, id filetree.ID, off, n int64) {
 
 func (s *segmenter) walk(p *Plan) {
 	g, none := &p.g, filetree.None
-	s.emit(KindSuper, none, 0, 1+g.gdt)
+	s.super(0)
 	s.emit(KindReserved, none, 0, g.rgdt)
 
 	bitmaps := func(kind Kind, start int64, written func(group int64) bool) {

@@ -24,6 +24,7 @@ type table struct {
 // inodes writes the used part of the inode tables.
 func (m *metadata) inodes() error {
 	p, g := m.p, &m.p.g
+	m.f.kind = KindInodes
 	nextValue, stop := iter.Pull(p.values())
 	defer stop()
 	t := &table{

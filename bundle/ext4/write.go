@@ -21,13 +21,13 @@ func (p *Plan) Write(ctx context.Context, w io.Writer, src filetree.Source, repo
 	}
 	f := newFlow(ctx, w, p)
 	d := &damage{p: p, files: map[filetree.ID]*fileDamage{}}
-	a := newAhead(ctx, p, src)
+	a := newAhead(ctx, p, src, nil)
 	defer a.stop()
-	c := &contents{f: f, ahead: a, report: report, damage: d}
+	c := &contents{ctx: ctx, p: p, out: f, ahead: a, report: report, damage: d}
 	m := &metadata{p: p, f: f, damage: d, roots: map[filetree.ID][60]byte{}, spare: map[int64][]byte{}}
 	for _, step := range []func() error{
 		m.front,
-		c.all,
+		func() error { return f.files(c) },
 		m.fileTrees, m.xattrs, m.values, m.symlinks, m.dirs, m.dirTrees, m.lostFound, m.inodes,
 		func() error { return f.seek(p.g.blocks) },
 		f.flush,
@@ -39,9 +39,10 @@ func (p *Plan) Write(ctx context.Context, w io.Writer, src filetree.Source, repo
 	return nil
 }
 
-func (c *contents) all() error {
-	p := c.f.p
-	if err := c.f.seek(p.g.data); err != nil {
+// files writes the data of all files.
+func (f *flow) files(c *contents) error {
+	p := f.p
+	if err := f.seek(p.g.data); err != nil {
 		return err
 	}
 	for i := range p.t.Len() {
@@ -49,7 +50,7 @@ func (c *contents) all() error {
 		if p.t.Mode(id)&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
-		if err := c.file(id); err != nil {
+		if err := c.file(id, p.g.cursor(f.at)); err != nil {
 			return err
 		}
 	}
@@ -71,6 +72,7 @@ func (m *metadata) front() error {
 	if err := f.super(); err != nil {
 		return err
 	}
+	f.kind = KindReserved
 	for i := range g.rgdt {
 		b, err := f.raw(1)
 		if err != nil {
@@ -89,6 +91,7 @@ func (m *metadata) front() error {
 		}
 		return err
 	}
+	f.kind = KindBlockBitmap
 	for group := range g.groups {
 		c.run(1)
 		if g.uninit(group) {
@@ -98,6 +101,7 @@ func (m *metadata) front() error {
 			return err
 		}
 	}
+	f.kind = KindInodeBitmap
 	for group := range g.groups {
 		c.run(1)
 		if p.groupInodes(group) == 0 {
@@ -108,11 +112,13 @@ func (m *metadata) front() error {
 		}
 	}
 	if g.rgdt > 0 {
+		f.kind = KindResize
 		c.run(1)
 		if err := block(p.resizeBlock); err != nil {
 			return err
 		}
 	}
+	f.kind = KindJournal
 	c.run(1)
 	return block(p.journalSuper)
 }
@@ -141,6 +147,7 @@ func (m *metadata) tree(id filetree.ID, x []extent, planned int64) error {
 
 func (m *metadata) fileTrees() error {
 	p := m.p
+	m.f.kind = KindExtents
 	_, blocks := p.journalTree()
 	if err := m.f.copyBlocks(blocks); err != nil {
 		return err
@@ -170,6 +177,7 @@ func (m *metadata) fileTrees() error {
 }
 
 func (m *metadata) xattrs() error {
+	m.f.kind = KindXattrs
 	for set, s := range m.p.sets {
 		for nr := range s.blocks {
 			b, at, err := m.f.blockAt()
@@ -183,6 +191,7 @@ func (m *metadata) xattrs() error {
 }
 
 func (m *metadata) values() error {
+	m.f.kind = KindValues
 	for v := range m.p.values() {
 		for data := v.data; len(data) > 0; {
 			b, err := m.f.block()
@@ -198,6 +207,7 @@ func (m *metadata) values() error {
 }
 
 func (m *metadata) symlinks() error {
+	m.f.kind = KindSymlinks
 	for i := range m.p.t.Len() {
 		if id := filetree.ID(i); m.p.slowLink(id) {
 			b, err := m.f.block()
@@ -211,6 +221,7 @@ func (m *metadata) symlinks() error {
 }
 
 func (m *metadata) dirs() error {
+	m.f.kind = KindDir
 	w := dirWriter{l: lister{p: m.p}, gone: m.damage.gone}
 	nr := 0
 	for i := range m.p.t.Len() {
@@ -228,6 +239,7 @@ func (m *metadata) dirs() error {
 
 func (m *metadata) dirTrees() error {
 	p := m.p
+	m.f.kind = KindDirExtents
 	c := p.g.cursor(p.g.dirs)
 	nr := 0
 	for i := range p.t.Len() {
@@ -259,6 +271,7 @@ func (m *metadata) lostLen() int64 { return lostBlocks - m.damage.spare }
 // lostFound writes lost+found's spare blocks, with the files that vanished.
 func (m *metadata) lostFound() error {
 	p := m.p
+	m.f.kind = KindLost
 	ino := uint32(firstIno)
 	seed := p.inodeSeed(ino)
 	lost := m.damage.lost
