@@ -66,6 +66,9 @@ type Config struct {
 	// AnyPort asks for the ticket from a source port of 1024 or above, which
 	// only a private metadata server takes.
 	AnyPort bool `json:"anyport,omitempty"`
+	// Proxy is the URL of an HTTP proxy by which the image's store is reached;
+	// the metadata server never is.
+	Proxy string `json:"proxy,omitempty"`
 	// Grow makes the root's filesystem as large as its device.
 	Grow bool `json:"grow,omitempty"`
 	// RootFlags are mount options for the root.
@@ -120,6 +123,7 @@ func options() []option {
 		{"root", text(func(c *Config) *string { return &c.Root })},
 		{"disk", text(func(c *Config) *string { return &c.Disk })},
 		{"anyport", func(c *Config, v string) (err error) { c.AnyPort, err = strconv.ParseBool(v); return err }},
+		{"proxy", text(func(c *Config) *string { return &c.Proxy })},
 		{"grow", func(c *Config, v string) (err error) { c.Grow, err = strconv.ParseBool(v); return err }},
 		{"rootflags", text(func(c *Config) *string { return &c.RootFlags })},
 		{"init", text(func(c *Config) *string { return &c.Init })},
@@ -224,6 +228,9 @@ func (c Config) Check() error {
 	}
 	if u, err := url.Parse(d.Metadata); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		bad("metadata", d.Metadata, "an http or https URL")
+	}
+	if u, err := url.Parse(d.Proxy); d.Proxy != "" && (err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "") {
+		bad("proxy", d.Proxy, "an http or https URL")
 	}
 	switch d.Net {
 	case "dhcp", "static", "ra", "none":

@@ -2,23 +2,18 @@ package boot
 
 import (
 	"context"
-	"crypto/rsa"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/agent/inject"
 	"github.com/instar-image/instar/agent/inject/journal"
-	"github.com/instar-image/instar/bundle/ec2"
-	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/initrd/eager"
 	"github.com/instar-image/instar/metadata/ticket"
 )
 
@@ -36,8 +31,14 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 		m.say("root: it is this instance's already: nothing is fetched")
 		return nil
 	}
-	if what := content(disk); what != "" && m.config.Disk == "" {
-		return final(fmt.Errorf("%s holds %s: it is overwritten only if instar.disk=%s says so", disk.path(), what, disk.path()))
+	taken := content(disk)
+	refused := final(fmt.Errorf("%s holds %s: it is overwritten only if instar.disk=%s says so", disk.path(), taken, disk.path()))
+	if m.config.Disk != "" {
+		taken = ""
+	}
+	// What this instance began and did not end may look like anything.
+	if taken != "" && !claimedBefore(disk, m.instance.ID) {
+		return refused
 	}
 	client, err := ticket.New(m.config.Metadata, ticket.Options{AnyPort: m.config.AnyPort, Timeout: m.config.scaled(30 * time.Second)})
 	if err != nil {
@@ -47,27 +48,89 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	manifest, key, iv, err := openTicket(t, m.instance.ID)
+	httpClient, err := storeClient(t.CACert, m.config.Proxy)
 	if err != nil {
 		return final(err)
 	}
-	m.say("root: %s, %d MiB in %d parts, for %s", manifest.Name, manifest.Size>>20, len(manifest.Parts), disk.path())
-	if disk.Size < manifest.Size {
-		return final(fmt.Errorf("%s has %d bytes, the image %d", disk.path(), disk.Size, manifest.Size))
+	img, err := openTicket(t, m.instance.ID, &fetcher{
+		client: httpClient, stall: m.config.scaled(30 * time.Second), say: m.say, access: &access{client: client, t: t},
+	})
+	if err != nil {
+		return final(err)
 	}
-	if err := m.writeImage(ctx, disk, client, t, manifest, key, iv); err != nil {
-		return err
+	id := img.identity(m.instance.ID)
+	m.say("root: %s, for %s", img.about(), disk.path())
+	if disk.Size < id.Size {
+		return final(fmt.Errorf("%s has %d bytes, the image %d", disk.path(), disk.Size, id.Size))
 	}
-	if err := m.mountWritten(ctx, disk); err != nil {
-		return err
+	err = onDisk(disk, func(medium eager.Medium) error {
+		state, err := eager.StateOf(medium, id)
+		switch {
+		case err != nil:
+			return err
+		case state == eager.Whole:
+			m.say("root: it was written, whole, before: nothing is fetched")
+			return nil
+		case state == eager.Foreign && taken != "":
+			return refused
+		}
+		return eager.Write(ctx, medium, id, img)
+	})
+	if err != nil {
+		return fmt.Errorf("writing the root to %s: %w", disk.path(), err)
 	}
-	if err := m.noteRoot(t.ManifestSHA256); err != nil {
+	if err := m.settle(ctx, disk, id, t.ManifestSHA256); err != nil {
 		return err
 	}
 	if err := client.Complete(ctx); err != nil {
 		m.say("warning: %v", err)
 	}
 	return nil
+}
+
+// settle mounts a root that was written, whole, and notes in it that it is
+// this instance's; only then does the disk's own record go.
+func (m *machine) settle(ctx context.Context, disk device, id eager.Image, manifest string) error {
+	if err := m.mountWritten(ctx, disk); err != nil {
+		return err
+	}
+	if err := m.noteRoot(manifest); err != nil {
+		return err
+	}
+	root := m.disk.device
+	// The record, and what was spooled behind the image, go while nothing is
+	// mounted and before the filesystem grows over it.
+	if err := unix.Unmount(rootDir, 0); err != nil {
+		return fmt.Errorf("unmounting the new root: %w", err)
+	}
+	m.disk = nil
+	if err := onDisk(disk, func(medium eager.Medium) error { return eager.Clear(medium, id) }); err != nil {
+		return err
+	}
+	if err := m.mountRoot(ctx, root); err != nil {
+		return err
+	}
+	m.grow(root)
+	return nil
+}
+
+// onDisk opens a disk for its own use.
+func onDisk(disk device, use func(eager.Medium) error) error {
+	f, err := os.OpenFile(disk.path(), os.O_RDWR|unix.O_EXCL, 0)
+	if err != nil {
+		return fmt.Errorf("opening the disk: %w", err)
+	}
+	defer f.Close()
+	return use(eager.Device(f, disk.Size))
+}
+
+func claimedBefore(disk device, instance string) bool {
+	f, err := os.Open(disk.path())
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return eager.Claimed(eager.Device(f, disk.Size), instance)
 }
 
 // awaitDisk waits for the disk that is configured, else for any that can be
@@ -120,6 +183,7 @@ func (m *machine) ownRoot(ctx context.Context, disk device) bool {
 			continue
 		}
 		if m.rootNoted() {
+			m.grow(d) // should the power have been cut just before
 			return true
 		}
 		unix.Unmount(rootDir, unix.MNT_DETACH)
@@ -189,159 +253,6 @@ func (m *machine) claim(ctx context.Context, client *ticket.Client) (t *ticket.T
 	return t, err
 }
 
-// openTicket checks what the ticket says before anything is done with it. The
-// manifest returned is the one whose signature verified.
-func openTicket(t *ticket.Ticket, id string) (m *ec2.Manifest, key, iv ec2.BlockKey, err error) {
-	bad := func(format string, args ...any) (*ec2.Manifest, ec2.BlockKey, ec2.BlockKey, error) {
-		return nil, ec2.BlockKey{}, ec2.BlockKey{}, fmt.Errorf("launch ticket: "+format, args...)
-	}
-	switch {
-	case t.InstanceID != id:
-		return bad("it is of instance %q, this is %s", t.InstanceID, id)
-	case t.Format != "ec2":
-		return bad("its image is of format %q; this initrd knows ec2", t.Format)
-	case len(t.ManifestBytes) == 0:
-		return bad("it has no manifest")
-	case len(t.Objects) == 0:
-		return bad("it has no URLs of the image's parts: give the metadata server credentials to presign with")
-	}
-	if sum := sha256.Sum256(t.ManifestBytes); !strings.EqualFold(hex.EncodeToString(sum[:]), t.ManifestSHA256) {
-		return bad("its manifest has another SHA-256 than it says: %x", sum)
-	}
-	cert, err := keys.ParseCertificate([]byte(t.Certificate))
-	if err != nil {
-		return bad("the bundler's certificate: %w", err)
-	}
-	pub, ok := cert.PublicKey.(*rsa.PublicKey)
-	if !ok {
-		return bad("the bundler's certificate has no RSA key")
-	}
-	if m, err = ec2.ParseManifest(t.ManifestBytes); err != nil {
-		return bad("%w", err)
-	}
-	if _, err := m.CheckTrust(ec2.Trust{Keys: []*rsa.PublicKey{pub}}); err != nil {
-		return bad("%w", err)
-	}
-	if key, err = ec2.ParseBlockKey(t.Key); err != nil {
-		return bad("the bundle's key: %w", err)
-	}
-	if iv, err = ec2.ParseBlockKey(t.IV); err != nil {
-		return bad("the bundle's initialisation vector: %w", err)
-	}
-	return m, key, iv, nil
-}
-
-// writeImage fetches, verifies and writes the image.
-func (m *machine) writeImage(ctx context.Context, disk device, client *ticket.Client, t *ticket.Ticket, manifest *ec2.Manifest, key, iv ec2.BlockKey) error {
-	httpClient, err := storeClient(t.CACert)
-	if err != nil {
-		return final(err)
-	}
-	var mu sync.Mutex // covers t.Objects and last
-	done, last := int64(0), time.Now()
-	f := &fetcher{
-		client: httpClient, stall: m.config.scaled(30 * time.Second), say: m.say,
-		urls: func(name string) (string, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			if u := t.Objects[name]; u != "" {
-				return u, nil
-			}
-			return "", fmt.Errorf("the ticket has no URL for part %s", name)
-		},
-		renew: func(ctx context.Context, old string) error {
-			mu.Lock()
-			defer mu.Unlock()
-			for _, u := range t.Objects {
-				if u == old {
-					fresh, err := client.Claim(ctx)
-					if err == nil {
-						t.Objects = fresh.Objects
-					}
-					return err
-				}
-			}
-			return nil // another part's renewal came first
-		},
-		got: func(n int) {
-			done += int64(n)
-			if time.Since(last) > 5*time.Second || done == manifest.BundledSize {
-				last = time.Now()
-				m.say("root: %d of %d KiB fetched", done>>10, manifest.BundledSize>>10)
-			}
-		},
-	}
-	out, err := os.OpenFile(disk.path(), os.O_RDWR|unix.O_EXCL, 0)
-	if err != nil {
-		return final(fmt.Errorf("opening the disk: %w", err))
-	}
-	defer out.Close()
-	r := f.reader(ctx, manifest.Parts)
-	defer r.Close()
-	if err := writeDisk(ctx, out, manifest, key, iv, r); err != nil {
-		return fmt.Errorf("writing the root to %s: %w", disk.path(), err)
-	}
-	return nil
-}
-
-// writeDisk writes the image in r over out. The beginning, without which
-// nothing can be mounted or found, is written last: after all has been
-// verified and is on the disk.
-func writeDisk(ctx context.Context, out *os.File, manifest *ec2.Manifest, key, iv ec2.BlockKey, r io.Reader) error {
-	held := &heldOutput{Output: ec2.NewDeviceOutput(out), head: make([]byte, min(manifest.Size, headSize))}
-	if _, err := out.WriteAt(make([]byte, len(held.head)), 0); err != nil {
-		return err
-	}
-	if err := out.Sync(); err != nil {
-		return err
-	}
-	digest := manifest.Digest
-	if err := ec2.UnbundleStream(ctx, ec2.StreamOptions{Key: key, IV: iv, Size: manifest.Size, SHA1: &digest}, r, held); err != nil {
-		return err
-	}
-	if err := out.Sync(); err != nil {
-		return err
-	}
-	if _, err := out.WriteAt(held.head, 0); err != nil {
-		return err
-	}
-	return out.Sync()
-}
-
-// headSize covers the superblocks of the filesystems known, btrfs' at 64 KiB
-// being the last, and partition tables.
-const headSize = 1 << 20
-
-// heldOutput keeps the first bytes to itself and passes zeros on for them.
-type heldOutput struct {
-	ec2.Output
-	head []byte
-	at   int64
-}
-
-func (h *heldOutput) Write(p []byte) (int, error) {
-	n := 0
-	if h.at < int64(len(h.head)) {
-		n = copy(h.head[h.at:], p)
-		if _, err := h.Output.Write(make([]byte, n)); err != nil {
-			return 0, err
-		}
-		h.at += int64(n)
-		p = p[n:]
-	}
-	if len(p) == 0 {
-		return n, nil
-	}
-	k, err := h.Output.Write(p)
-	h.at += int64(k)
-	return n + k, err
-}
-
-func (h *heldOutput) Skip(n int64) error {
-	h.at += n
-	return h.Output.Skip(n)
-}
-
 // mountWritten mounts the root of a disk that has just been written, in a
 // partition if the image has a partition table.
 func (m *machine) mountWritten(ctx context.Context, disk device) error {
@@ -360,7 +271,6 @@ func (m *machine) mountWritten(ctx context.Context, disk device) error {
 	for _, d := range found {
 		err := m.mountRoot(ctx, d)
 		if err == nil {
-			m.grow(d)
 			return nil
 		}
 		errs = append(errs, err)

@@ -9,12 +9,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Requests of linux/fs.h's users: ext4.h and btrfs.h. golang.org/x/sys has
-// none of them.
+// Requests of ext4.h, btrfs.h and xfs_fs.h. golang.org/x/sys has none of them.
 const (
-	ext4ResizeFS = 0x40086610 // EXT4_IOC_RESIZE_FS, a number of blocks
-	btrfsResize  = 0x50009403 // BTRFS_IOC_RESIZE, a btrfsVolArgs
+	ext4ResizeFS  = 0x40086610 // EXT4_IOC_RESIZE_FS, a number of blocks
+	btrfsResize   = 0x50009403 // BTRFS_IOC_RESIZE, a btrfsVolArgs
+	xfsGeometryV1 = 0x80705864 // XFS_IOC_FSGEOMETRY_V1, an xfsGeometry
+	xfsGrowData   = 0x4010586e // XFS_IOC_FSGROWFSDATA, an xfsGrow
 )
+
+// xfsGeometry is struct xfs_fsop_geom_v1.
+type xfsGeometry struct {
+	blockSize, rtextSize, agBlocks, agCount, logBlocks, sectSize, inodeSize, imaxPct uint32
+	dataBlocks                                                                       uint64
+	rest                                                                             [72]byte
+}
+
+// xfsGrow is struct xfs_growfs_data.
+type xfsGrow struct {
+	newBlocks uint64
+	imaxPct   uint32 // of the space that may be inodes; not to be changed
+	_         uint32
+}
 
 // btrfsVolArgs is struct btrfs_ioctl_vol_args.
 type btrfsVolArgs struct {
@@ -58,6 +73,16 @@ func growTo(kind, dir string, size int64) error {
 		args := btrfsVolArgs{}
 		copy(args.name[:], "max")
 		return ioctl(f, btrfsResize, unsafe.Pointer(&args))
+	case "xfs":
+		var g xfsGeometry
+		if err := ioctl(f, xfsGeometryV1, unsafe.Pointer(&g)); err != nil {
+			return err
+		}
+		grow := xfsGrow{newBlocks: uint64(size) / uint64(g.blockSize), imaxPct: g.imaxPct}
+		if grow.newBlocks <= g.dataBlocks {
+			return nil
+		}
+		return ioctl(f, xfsGrowData, unsafe.Pointer(&grow))
 	}
 	return fmt.Errorf("%s: %w", kind, errors.ErrUnsupported)
 }

@@ -68,6 +68,9 @@ func (m *machine) localRoot(ctx context.Context) error {
 	for _, d := range found {
 		err := m.mountRoot(ctx, d)
 		if err == nil {
+			if m.config.Grow {
+				m.grow(d)
+			}
 			return nil
 		}
 		errs = append(errs, err)
@@ -124,9 +127,6 @@ func (m *machine) mountRoot(ctx context.Context, d device) error {
 		return final(fmt.Errorf("%s is no root: it has no %s; instar.init= names another program", d.path(), m.config.Init))
 	}
 	m.disk = &rootDisk{d}
-	if m.config.Grow {
-		m.grow(d)
-	}
 	m.say("root: %s, %s %s", d.path(), d.Kind, d.UUID)
 	return nil
 }

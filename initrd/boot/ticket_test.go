@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -77,13 +78,13 @@ func bundleOf(t testing.TB, disk string) *stored {
 	rand.Read(s.key[:])
 	rand.Read(s.iv[:])
 	_, s.manifest, err = ec2.Bundle(t.Context(), ec2.BundleOptions{
-		Arch: "x86_64", Account: "111122223333", EC2Cert: cloud, UserCert: cert, Key: key, EncKey: &s.key, EncIV: &s.iv, PartSize: 256 << 10,
+		Arch: "x86_64", Account: "111122223333", EC2Cert: cloud, UserCert: cert, Key: key, EncKey: &s.key, EncIV: &s.iv, PartSize: 64 << 10,
 	}, ec2.Image{Name: "small", Size: st.Size(), Map: m, Write: func(_ context.Context, w io.Writer) error {
 		_, err := io.Copy(w, sparse.NewReader(f, m))
 		return err
 	}}, s)
 	must(t, err)
-	if len(s.parts) < 4 {
+	if len(s.parts) < 8 {
 		t.Fatalf("only %d parts: a cut in the middle means nothing", len(s.parts))
 	}
 	return s
@@ -171,6 +172,38 @@ func (l *launcher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Write(data)
 }
 
+// answer sets what answers instead.
+func (l *launcher) answer(wrong func(w http.ResponseWriter, name string, n int) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wrong = wrong
+}
+
+// times is how often a part was asked for.
+func (l *launcher) times(part int) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, k := range l.asked {
+		if number(l.t, name) == part {
+			n += k
+		}
+	}
+	return n
+}
+
+func (l *launcher) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.asked)
+}
+
+// number is a part's.
+func number(t testing.TB, name string) int {
+	n, err := strconv.Atoi(name[strings.LastIndexByte(name, '.')+1:])
+	must(t, err)
+	return n
+}
+
 func (l *launcher) counts() (claims, complete, asked int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -206,8 +239,9 @@ func dirty(t testing.TB) string {
 	return name
 }
 
-// headIsZero tells whether nothing on the disk can be mounted.
-func headIsZero(t testing.TB, disk string) bool {
+// headIsEmpty tells whether nothing on the disk can be mounted: there is
+// nothing in its beginning but Instar's record.
+func headIsEmpty(t testing.TB, disk string) bool {
 	t.Helper()
 	f, err := os.Open(disk)
 	must(t, err)
@@ -215,7 +249,10 @@ func headIsZero(t testing.TB, disk string) bool {
 	b := make([]byte, 1<<20)
 	_, err = io.ReadFull(f, b)
 	must(t, err)
-	return len(bytes.Trim(b, "\x00")) == 0
+	if !bytes.HasPrefix(b, []byte("instar root v1")) {
+		t.Error("there is no record on the disk")
+	}
+	return len(bytes.Trim(b[440:], "\x00")) == 0
 }
 
 func inOrder(t testing.TB, out string, want ...string) {
@@ -240,35 +277,41 @@ func TestBootTicket(t *testing.T) {
 	disk := dirty(t)
 	guest := qemutest.Guest{Kernel: kernel, Initrd: file, Append: params, Args: append(qemutest.UserNet(), qemutest.Disk(disk)...)}
 
-	// The third part never comes: the power is cut while it is waited for.
-	hold := make(chan struct{})
-	var once sync.Once
-	waiting := make(chan struct{})
-	l.wrong = func(w http.ResponseWriter, name string, n int) bool {
-		if !strings.HasSuffix(name, ".2") && !strings.HasSuffix(name, ".02") {
-			return false
+	// cutAt boots until a part is asked for, which does not come; then the
+	// power goes. Two parts that are asked for before it may be under way too.
+	cutAt := func(part int) string {
+		hold, asked := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		l.answer(func(w http.ResponseWriter, name string, _ int) bool {
+			if number(t, name) != part {
+				return false
+			}
+			once.Do(func() { close(asked) })
+			<-hold
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		})
+		out := qemutest.RunUntil(t, guest, asked)
+		close(hold)
+		if !headIsEmpty(t, disk) {
+			t.Fatal("after a power cut there is something to boot on the disk")
 		}
-		once.Do(func() { close(waiting) })
-		<-hold
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return true
+		return out
 	}
-	cut := make(chan struct{})
-	go func() {
-		defer close(cut)
-		<-waiting
-		time.Sleep(time.Second) // some of the image is written meanwhile
-	}()
-	qemutest.RunUntil(t, guest, cut)
-	close(hold)
-	if !headIsZero(t, disk) {
-		t.Fatal("after a power cut there is something to boot on the disk")
+	last := len(l.parts) - 1
+	cutAt(4)
+	l.forget()
+	inOrder(t, cutAt(last), `root: resuming: \d+ KiB of \d+, [2-4] parts, are on the disk already`)
+	for _, part := range []int{0, 1} {
+		if n := l.times(part); n != 0 {
+			t.Errorf("part %d was fetched again after the first cut", part)
+		}
 	}
+	l.forget()
 
 	// Now the store fails, lies and lets URLs expire once each, and all is well.
-	l.mu.Lock()
 	failures := 0
-	l.wrong = func(w http.ResponseWriter, name string, n int) bool {
+	l.answer(func(w http.ResponseWriter, name string, _ int) bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		failures++
@@ -287,10 +330,14 @@ func TestBootTicket(t *testing.T) {
 			return false
 		}
 		return true
-	}
-	l.mu.Unlock()
+	})
 	out := qemutest.Run(t, guest, nil)
-	inOrder(t, out, `root: small, 64 MiB in \d+ parts, for /dev/vda`, `KiB fetched`, `root: /dev/vda, ext4 11111111`, `root: grown from`, `inject: hostname booted`, `GUEST done`)
+	inOrder(t, out, `root: small, 64 MiB in \d+ parts, for /dev/vda`, `root: resuming: \d+ KiB of \d+, \d+ parts, are`, `KiB fetched, \d+ from the disk`, `root: /dev/vda, ext4 11111111`, `root: grown from`, `inject: hostname booted`, `GUEST done`)
+	for part := range last - 2 {
+		if n := l.times(part); n != 0 {
+			t.Errorf("part %d was fetched again after the second cut", part)
+		}
+	}
 	for _, want := range []string{`503`, `not those of the manifest`, `refuses the ticket's URL`} {
 		if !regexp.MustCompile(`part small\.part\.\d+: .*` + want).MatchString(out) {
 			t.Errorf("the console does not tell of %q:\n%s", want, out)
@@ -375,7 +422,7 @@ func TestBootTicketRefused(t *testing.T) {
 				t.Error("it was booted")
 			}
 			if c.name == "wrong key" || c.name == "part always corrupt" {
-				if !headIsZero(t, disk) {
+				if !headIsEmpty(t, disk) {
 					t.Error("there is something to boot on the disk")
 				}
 			}

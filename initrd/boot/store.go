@@ -1,0 +1,101 @@
+package boot
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/instar-image/instar/metadata/ticket"
+)
+
+// storeClient is an HTTP client that trusts the initrd's certificates and
+// those given, and goes through the proxy, if there is one.
+func storeClient(caCert, proxy string) (*http.Client, error) {
+	pool, err := rootCAs()
+	if err != nil {
+		return nil, err
+	}
+	if caCert != "" && !pool.AppendCertsFromPEM([]byte(caCert)) {
+		return nil, errors.New("the ticket's ca-cert holds no certificate")
+	}
+	tr := &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSClientConfig:       &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:   30 * time.Second,
+		ResponseHeaderTimeout: 60 * time.Second,
+		MaxIdleConnsPerHost:   fetchAhead,
+		DisableCompression:    true,
+	}
+	if proxy != "" {
+		u, err := url.Parse(proxy)
+		if err != nil {
+			return nil, fmt.Errorf("instar.proxy: %w", err)
+		}
+		tr.Proxy = http.ProxyURL(u)
+	}
+	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return errors.New("the store redirects, which is not followed")
+	}}, nil
+}
+
+// access is what a ticket gives of access to the store, renewed when the store
+// takes it no more.
+type access struct {
+	client *ticket.Client
+
+	mu    sync.Mutex
+	t     *ticket.Ticket
+	stamp int // counts renewals
+}
+
+// request makes the request for an object: by its presigned URL, else signed
+// with the ticket's credentials. stamp is for renew.
+func (a *access) request(ctx context.Context, object string) (req *http.Request, stamp int, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if u := a.t.Objects[object]; u != "" {
+		if req, err = http.NewRequestWithContext(ctx, http.MethodGet, u, nil); err != nil {
+			return nil, 0, errors.New("the ticket's URL is none")
+		}
+		return req, a.stamp, nil
+	}
+	if a.t.Credentials == nil {
+		return nil, 0, fmt.Errorf("the ticket has neither a URL for %s nor credentials", object)
+	}
+	u, region, err := objectURL(a.t, object)
+	if err != nil {
+		return nil, 0, err
+	}
+	if req, err = http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil); err != nil {
+		return nil, 0, err
+	}
+	req.URL = u
+	signGET(req, a.t.Credentials, region, time.Now())
+	return req, a.stamp, nil
+}
+
+// renew asks for a fresh ticket, unless that was done since the request that
+// has the stamp.
+func (a *access) renew(ctx context.Context, stamp int) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if stamp != a.stamp {
+		return nil
+	}
+	fresh, err := a.client.Claim(ctx)
+	if err != nil {
+		return err
+	}
+	if fresh.ManifestSHA256 != a.t.ManifestSHA256 {
+		return final(errors.New("the renewed ticket is for another image"))
+	}
+	a.t.Objects, a.t.Credentials = fresh.Objects, fresh.Credentials
+	a.stamp++
+	return nil
+}
