@@ -1,9 +1,13 @@
-// Package keys reads the PEM files that EC2 bundles need: X.509 certificates
-// and RSA private keys (PKCS#1 and PKCS#8). Bytes or a path go in, keys come
-// out; the package reads the file it is told to and touches nothing else.
+// Package keys reads the keys people have and uses them for Instar: X.509
+// certificates and RSA keys in PEM for EC2 bundles; SSH keys, in files and in
+// a running ssh-agent, that sign Instar images; allowed_signers files that say
+// whose signatures count; age and SSH keys that images are encrypted to.
 //
-// Keys it cannot use are refused with the reason: protected by a passphrase,
-// or not RSA, the only kind the EC2 bundle format knows.
+// Bytes or a path go in, keys come out. The package reads the files and speaks
+// to the agent it is told to, writes the new keys it is asked for (mode 0600,
+// durable, never over a file that exists), and touches nothing else.
+//
+// Keys it cannot use are refused with the reason and what to use instead.
 package keys
 
 import (
