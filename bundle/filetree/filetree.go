@@ -188,29 +188,34 @@ func (t *Tree) Find(path string) ID {
 	if path == "." || path == "" {
 		return id
 	}
-next:
 	for part := range strings.SplitSeq(path, "/") {
-		n := t.inodes.at(int(id))
-		if n.mode&unix.S_IFMT != unix.S_IFDIR {
-			return None
+		if id = t.child(id, part); id == None {
+			break
 		}
-		lo, hi := 0, int(n.count)
-		for lo < hi {
-			mid := (lo + hi) / 2
-			e := t.entries.at(int(n.aux) + mid)
-			switch c := bytes.Compare(t.text.at(e.name, e.nameLen), []byte(part)); {
-			case c == 0:
-				id = e.inode
-				continue next
-			case c < 0:
-				lo = mid + 1
-			default:
-				hi = mid
-			}
-		}
-		return None
 	}
 	return id
+}
+
+// child is a name in a directory, or None.
+func (t *Tree) child(dir ID, name string) ID {
+	n := t.inodes.at(int(dir))
+	if n.mode&unix.S_IFMT != unix.S_IFDIR {
+		return None
+	}
+	lo, hi := 0, int(n.count)
+	for lo < hi {
+		mid := (lo + hi) / 2
+		e := t.entries.at(int(n.aux) + mid)
+		switch c := bytes.Compare(t.text.at(e.name, e.nameLen), []byte(name)); {
+		case c == 0:
+			return e.inode
+		case c < 0:
+			lo = mid + 1
+		default:
+			hi = mid
+		}
+	}
+	return None
 }
 
 // Target is a symbolic link's target, 1-4095 bytes.
