@@ -29,8 +29,8 @@ func Rules() []Rule {
 	always(Fixed, KeepDirectory, "where other disks are mounted", "/mnt", "/media")
 	always(Fixed, KeepDirectory, "temporary files", "/tmp", "/var/tmp")
 	always(Own, KeepDirectory, "Instar's own state and cache", "/var/lib/instar", "/var/cache/instar", "**/.cache/instar", "**/.local/state/instar")
-	always(Own, KeepNothing, "a key of Instar's", "/etc/instar/**/*.key", "/etc/instar/**/*.age", "/etc/instar/**/*identity*",
-		"**/.config/instar/**/*.key", "**/.config/instar/**/*.age", "**/.config/instar/**/*identity*")
+	always(Own, KeepNothing, "a key of Instar's", "/etc/instar/**/*.key", "/etc/instar/**/.*.key.*", "/etc/instar/**/*.age", "/etc/instar/**/*identity*",
+		"**/.config/instar/**/*.key", "**/.config/instar/**/.*.key.*", "**/.config/instar/**/*.age", "**/.config/instar/**/*identity*")
 	always(Own, KeepNothing, "a snapshot an interrupted capture left", "/"+snapshotPrefix+"*")
 
 	secretRules(add)

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/instar-image/instar/agent/machine"
+	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/upload"
+)
+
+// What the commands about Instar images share: the store they are in, and the
+// machine's keys.
+
+// imageStore is where images are and by which keys they are read.
+type imageStore struct {
+	storage             // its bucket is the store
+	identities []string // files
+	signers    string   // file
+}
+
+func (o *imageStore) add(a *app, cmd *cobra.Command, test string) {
+	f := flagsOf(cmd)
+	f.text(&o.bucket, "store", "", "where the images are: `STORE` is s3://BUCKET/PREFIX, BUCKET/PREFIX or a directory, /DIR or ./DIR", ofUs, test)
+	completeFiles(cmd, "store")
+	f.list(&o.identities, "identity", "", "open images with the age identity or SSH private key in `FILE` in place of the machine's own; may be repeated", ofUs, test)
+	f.text(&o.signers, "signers", "", "believe whom the allowed_signers `FILE` lists; default "+machine.SignersFile+" beside the machine's keys", ofUs, test)
+	f.text(&o.url, "url", "", "`URL` of the S3 service", ofUs, test)
+	f.text(&a.region, "region", "", "`REGION` requests are signed for", ofUs, test)
+	f.text(&o.accessKey, "access-key", "", "S3 access `KEY`", ofUs, test)
+	f.text(&o.secretKeyFile, "secret-key-file", "", "read the S3 secret key from `FILE` (- is standard input)", ofUs, test)
+	f.text(&o.caCert, "ca-cert", "", "trust the certificate authorities in `FILE` (PEM) for the endpoint", ofUs, test)
+	completeFiles(cmd, "ca-cert", "pem", "crt")
+	f.yes(&o.retry, "retry", "", "try failed requests up to 15 times; without it 8 times", ofUs, test)
+	f.size(&o.rate, "limit-rate", "", "move at most `BYTES` a second, with k, m or g", ofUs, test)
+}
+
+// openImages opens the store. With create, a directory that does not exist is made.
+func (a *app) openImages(ctx context.Context, o *imageStore, create bool) (upload.Store, error) {
+	store := a.setting("store", "--store", o.bucket)
+	if err := need(store, "--store"); err != nil {
+		return nil, err
+	}
+	store, err := imageStoreURL(store)
+	if err != nil {
+		return nil, err
+	}
+	return a.openBucket(ctx, &o.storage, store, create)
+}
+
+// imageStoreDir is the directory that a store is, "" if it is none.
+func (a *app) imageStoreDir(o *imageStore) string {
+	store, err := imageStoreURL(a.setting("store", "--store", o.bucket))
+	if err != nil {
+		return ""
+	}
+	_, dir, err := a.storeURL(&o.storage, store)
+	if err != nil {
+		return ""
+	}
+	return dir
+}
+
+// imageStoreURL makes a URL of a directory's path: one that begins with /, ./ or ../.
+func imageStoreURL(s string) (string, error) {
+	if !strings.HasPrefix(s, "/") && !strings.HasPrefix(s, "./") && !strings.HasPrefix(s, "../") && s != "." && s != ".." {
+		return s, nil
+	}
+	dir, err := filepath.Abs(s)
+	if err != nil {
+		return "", failf(exitFile, "--store: %w", err)
+	}
+	return "file://" + dir, nil
+}
+
+// machineKeys are this machine's keys, which create makes where they are
+// missing. signingKey is --sign, "" for the configured or the machine's own.
+func (a *app) machineKeys(o *imageStore, signingKey string, create bool) *machine.Machine {
+	mo := machine.Options{
+		Dir: a.keyDir(), SigningKey: a.setting("signing_key", "--sign", signingKey), Signers: a.setting("signers", "--signers", o.signers),
+		Create: create, Comment: a.keyComment(), AgentSocket: a.getenv("SSH_AUTH_SOCK"), Identities: o.identities,
+		Ask: a.askPassphrase(),
+	}
+	if len(mo.Identities) == 0 {
+		if id := a.conf.Get("identity").Text; id != "" {
+			mo.Identities = []string{id}
+		}
+	}
+	return machine.Open(mo)
+}
+
+// keyDir is where this machine's keys are: the machine's directory for root,
+// else the user's.
+func (a *app) keyDir() string {
+	if os.Geteuid() == 0 || a.getenv("INSTAR_ETC") != "" || a.getenv("HOME") == "" {
+		return a.etc()
+	}
+	return filepath.Join(a.getenv("HOME"), ".config", "instar")
+}
+
+// stateDir is where Instar remembers what it has seen of stores.
+func (a *app) stateDir() string {
+	switch {
+	case a.getenv("INSTAR_STATE") != "":
+		return a.getenv("INSTAR_STATE")
+	case os.Geteuid() == 0 || a.getenv("HOME") == "":
+		return "/var/lib/instar"
+	case a.getenv("XDG_STATE_HOME") != "":
+		return filepath.Join(a.getenv("XDG_STATE_HOME"), "instar")
+	}
+	return filepath.Join(a.getenv("HOME"), ".local", "state", "instar")
+}
+
+func (a *app) keyComment() string {
+	name, err := os.Hostname()
+	if err != nil || strings.ContainsAny(name, " \t\r\n") {
+		return "instar"
+	}
+	return "instar@" + name
+}
+
+// openingKeys are what reading an image needs: identities and whose word counts.
+func (a *app) openingKeys(m *machine.Machine) ([]*keys.Identity, *keys.AllowedSigners, error) {
+	ids, err := m.Identities()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, withHint(&exitError{code: exitFile, err: err}, "--identity FILE names the age identity or SSH key that opens the image.")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	trust, err := m.Signers(nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, withHint(&exitError{code: exitFile, err: err}, "--signers FILE lists whose images are accepted, one a line: NAME-OR-* PUBLIC-KEY.")
+	}
+	return ids, trust, err
+}
+
+// checkSigner makes sure that what this machine signs will be believed by it.
+func (a *app) checkSigner(m *machine.Machine, trust *keys.AllowedSigners, key ssh.PublicKey, names map[string]string) error {
+	for namespace, name := range names {
+		if _, err := trust.Check(key, name, namespace); err != nil {
+			return withHint(&exitError{code: exitTrust, err: err}, "This line in %s allows it:\n%s", m.SignersFile(), machine.SignersLine(key, a.keyComment()))
+		}
+	}
+	return nil
+}
+
+// showMade tells what keys were made.
+func (a *app) showMade(m *machine.Machine) {
+	for _, file := range m.Made() {
+		a.ui.Say("made %s", file)
+	}
+	if len(m.Made()) > 0 {
+		a.ui.Say("note: keep a copy of these files in a safe place: without them nobody opens the images, unless --recipient names somebody; no image contains them")
+	}
+}
