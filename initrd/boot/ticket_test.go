@@ -26,6 +26,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/instar-image/instar/bundle/disk"
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/sparse"
 	"github.com/instar-image/instar/initrd/boot"
@@ -40,6 +41,7 @@ type stored struct {
 	parts    map[string][]byte
 	manifest []byte
 	cert     []byte // PEM
+	cloud    *rsa.PrivateKey
 	key, iv  ec2.BlockKey
 }
 
@@ -72,17 +74,43 @@ func bundleOf(t testing.TB, disk string) *stored {
 	must(t, err)
 	m, err := sparse.Scan(int(f.Fd()), st.Size())
 	must(t, err)
-	key, cert := certificate(t)
-	_, cloud := certificate(t)
-	s := &stored{parts: make(map[string][]byte), cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})}
-	rand.Read(s.key[:])
-	rand.Read(s.iv[:])
-	_, s.manifest, err = ec2.Bundle(t.Context(), ec2.BundleOptions{
-		Arch: "x86_64", Account: "111122223333", EC2Cert: cloud, UserCert: cert, Key: key, EncKey: &s.key, EncIV: &s.iv, PartSize: 64 << 10,
-	}, ec2.Image{Name: "small", Size: st.Size(), Map: m, Write: func(_ context.Context, w io.Writer) error {
+	return bundleImage(t, ec2.Image{Name: "small", Size: st.Size(), Map: m, Write: func(_ context.Context, w io.Writer) error {
 		_, err := io.Copy(w, sparse.NewReader(f, m))
 		return err
-	}}, s)
+	}})
+}
+
+// partitioned bundles a filesystem image in a partition.
+func partitioned(t testing.TB, kind disk.Kind, image string) *stored {
+	t.Helper()
+	f, err := os.Open(image)
+	must(t, err)
+	defer f.Close()
+	st, err := f.Stat()
+	must(t, err)
+	m, err := sparse.Scan(int(f.Fd()), st.Size())
+	must(t, err)
+	d, err := disk.Wrap(kind, st.Size(), m, [16]byte{1})
+	must(t, err)
+	return bundleImage(t, ec2.Image{Name: "small", Size: d.Size(), Map: d.Map(), Write: func(ctx context.Context, w io.Writer) error {
+		return d.Write(ctx, w, func(w io.Writer) error {
+			_, err := io.Copy(w, sparse.NewReader(f, m))
+			return err
+		})
+	}})
+}
+
+func bundleImage(t testing.TB, image ec2.Image) *stored {
+	t.Helper()
+	key, cert := certificate(t)
+	cloudKey, cloud := certificate(t)
+	s := &stored{parts: make(map[string][]byte), cloud: cloudKey, cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})}
+	rand.Read(s.key[:])
+	rand.Read(s.iv[:])
+	var err error
+	_, s.manifest, err = ec2.Bundle(t.Context(), ec2.BundleOptions{
+		Arch: "x86_64", Account: "111122223333", EC2Cert: cloud, UserCert: cert, Key: key, EncKey: &s.key, EncIV: &s.iv, PartSize: 64 << 10,
+	}, image, s)
 	must(t, err)
 	if len(s.parts) < 8 {
 		t.Fatalf("only %d parts: a cut in the middle means nothing", len(s.parts))

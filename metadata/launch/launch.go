@@ -296,12 +296,15 @@ func (l *Launcher) unwrap(ctx context.Context, store upload.Store, t *ticket.Tic
 	return m, nil
 }
 
-// presign adds URLs for the objects, where the store can make them.
+// presign adds URLs for the objects, where the ticket has no credentials and
+// the store can make them.
 func (l *Launcher) presign(ctx context.Context, store upload.Store, t *ticket.Ticket, names ...string) error {
+	if t.Credentials != nil {
+		return nil
+	}
 	p, ok := store.(upload.Presigner)
 	if !ok {
-		u, err := url.Parse(t.Store)
-		if t.Credentials != nil || err == nil && u.Scheme == "file" {
+		if u, err := url.Parse(t.Store); err == nil && u.Scheme == "file" {
 			return nil
 		}
 		return fmt.Errorf("the store %s can make no presigned URLs: give launch.credentials.sts", t.Store)
