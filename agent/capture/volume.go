@@ -216,7 +216,7 @@ func describe(c ext4.Change) string {
 	case ext4.Grew:
 		return fmt.Sprintf("grew while it was captured: the image has its first %d bytes", c.Off)
 	case ext4.Modified:
-		return "was written to while it was captured: the image may hold parts of both versions"
+		return "was written to or renewed while it was captured: the image may hold parts of both versions"
 	case ext4.Unreadable:
 		return fmt.Sprintf("%d bytes could not be read and are zero in the image: %v", c.Lost, c.Err)
 	}

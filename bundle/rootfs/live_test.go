@@ -21,7 +21,7 @@ import (
 
 func TestSourceNoticesWhatChanged(t *testing.T) {
 	dir := t.TempDir()
-	names := []string{"same", "grown", "shrunk", "touched", "gone", "replaced", "fifo", "link", "dir", "d/inner", "e/inner", "f/inner"}
+	names := []string{"same", "grown", "shrunk", "touched", "gone", "replaced", "renewed", "longer", "attributed", "linked", "holey", "fifo", "link", "dir", "d/inner", "e/inner", "f/inner"}
 	files := map[string]string{}
 	for _, n := range names {
 		files[n] = "0123456789"
@@ -31,6 +31,8 @@ func TestSourceNoticesWhatChanged(t *testing.T) {
 	}
 	write(t, dir, files)
 	at := func(n string) string { return filepath.Join(dir, n) }
+	must(t, os.Link(at("linked"), at("linked.other")))
+	must(t, os.Truncate(at("holey"), 1<<20))
 	r := scan(t, rootfs.Options{Volume: dir})
 
 	must(t, os.WriteFile(at("grown"), []byte("0123456789+"), 0o644))
@@ -39,7 +41,14 @@ func TestSourceNoticesWhatChanged(t *testing.T) {
 	for _, n := range []string{"gone", "replaced", "fifo", "link", "dir"} {
 		must(t, os.Rename(at(n), at(n+".old"))) // its inode number stays taken
 	}
-	must(t, os.WriteFile(at("replaced"), []byte("0123456789"), 0o644))
+	must(t, os.WriteFile(at("replaced"), []byte("0123456789"), 0o600)) // others may not read this one
+	for _, n := range []string{"renewed", "attributed", "linked", "holey", "longer"} {
+		must(t, os.WriteFile(at(n+".new"), []byte("9876543210+")[:10], 0o644))
+		must(t, os.Rename(at(n), at(n+".old")))
+		must(t, os.Rename(at(n+".new"), at(n)))
+	}
+	must(t, os.WriteFile(at("longer"), []byte("9876543210+"), 0o644))
+	must(t, unix.Setxattr(at("attributed"), "user.label", []byte("x"), 0))
 	must(t, unix.Mkfifo(at("fifo"), 0o644))
 	must(t, os.Symlink("same", at("link")))
 	must(t, os.Mkdir(at("dir"), 0o755))
@@ -50,7 +59,7 @@ func TestSourceNoticesWhatChanged(t *testing.T) {
 	must(t, os.WriteFile(at("f/inner"), []byte("0123456789"), 0o644))
 
 	for path, want := range map[string]error{
-		"gone": filetree.ErrVanished, "replaced": filetree.ErrReplaced, "fifo": filetree.ErrReplaced, "link": filetree.ErrReplaced, "dir": filetree.ErrReplaced,
+		"gone": filetree.ErrVanished, "replaced": filetree.ErrReplaced, "attributed": filetree.ErrReplaced, "linked": filetree.ErrReplaced, "holey": filetree.ErrReplaced, "fifo": filetree.ErrReplaced, "link": filetree.ErrReplaced, "dir": filetree.ErrReplaced,
 		"d/inner": filetree.ErrReplaced, "f/inner": filetree.ErrReplaced,
 	} {
 		f, err := r.Source().Open(t.Context(), r.Tree.Find(path))
@@ -65,7 +74,7 @@ func TestSourceNoticesWhatChanged(t *testing.T) {
 	for path, want := range map[string]struct {
 		n       int
 		changed bool
-	}{"same": {10, false}, "grown": {10, true}, "shrunk": {4, true}, "touched": {10, true}, "e/inner": {10, false}} {
+	}{"same": {10, false}, "grown": {10, true}, "shrunk": {4, true}, "touched": {10, true}, "renewed": {10, true}, "longer": {10, true}, "e/inner": {10, false}} {
 		f, err := r.Source().Open(t.Context(), r.Tree.Find(path))
 		must(t, err)
 		n, err := f.ReadAt(buf, 0)

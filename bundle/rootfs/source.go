@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +38,9 @@ func (s source) Open(ctx context.Context, id filetree.ID) (filetree.File, error)
 		}
 		var fd int
 		err := s.r.dirs.with(t.Parent(id), func(dir int) (err error) {
-			fd, err = openRegular(dir, t.Name(id), &want)
+			fd, err = openRegular(dir, t.Name(id), &want, func(fd int, st *unix.Statx_t) bool {
+				return s.successor(st, id, &want) && (fd < 0 || s.attributes(fd, id))
+			})
 			return err
 		})
 		if errors.Is(err, unix.EWOULDBLOCK) && try < leaseTries {
@@ -68,22 +72,23 @@ func cached(fd int) bool {
 	return err != nil || st.Cache > 0
 }
 
-// openRegular opens the regular file that want describes. It looks before it
-// opens, so that devices are not opened and FIFOs' writers not woken, and
-// once more after that.
-func openRegular(dir int, name string, want *filetree.Attr) (int, error) {
+// openRegular opens the regular file that want describes, or one that has taken
+// its place and is accepted: of which fd is -1 as long as it is not open. It looks
+// before it opens, so that devices are not opened and FIFOs' writers not woken,
+// and once more after that.
+func openRegular(dir int, name string, want *filetree.Attr, accept func(fd int, st *unix.Statx_t) bool) (int, error) {
 	var st unix.Statx_t
 	if err := statAt(dir, name, &st); err != nil {
 		return -1, err
 	}
-	if !same(&st, want) {
+	if !same(&st, want) && !accept(-1, &st) {
 		return -1, filetree.ErrReplaced
 	}
 	fd, err := openat(dir, name, openFile)
 	if err != nil {
 		return -1, err
 	}
-	if err = statFD(fd, &st); err == nil && !same(&st, want) {
+	if err = statFD(fd, &st); err == nil && !same(&st, want) && !accept(fd, &st) {
 		err = filetree.ErrReplaced
 	}
 	if err != nil {
@@ -95,6 +100,40 @@ func openRegular(dir int, name string, want *filetree.Attr) (int, error) {
 
 func same(st *unix.Statx_t, want *filetree.Attr) bool {
 	return device(st) == want.Dev && st.Ino == want.Ino && uint32(st.Mode)&unix.S_IFMT == want.Type()
+}
+
+// successor reports whether a file is the new version of another: programs
+// that change a file carefully (/etc/passwd, the state of a daemon) write a new
+// one and rename it over the old. The image is to have either version, and only
+// the new one is left. Its metadata was planned from the old one's, so whoever
+// may read it, and all else but its content, must be the same; and there must
+// be neither holes, for what lies in them is not read, nor other names, which
+// still lead to the old one.
+func (s source) successor(st *unix.Statx_t, id filetree.ID, want *filetree.Attr) bool {
+	now := attr(st)
+	dense := s.r.Tree.Data(id)
+	return now.Dev == want.Dev && now.Mode == want.Mode && want.Type() == unix.S_IFREG &&
+		now.UID == want.UID && now.GID == want.GID &&
+		st.Nlink == 1 && s.r.Tree.Names(id) == 1 &&
+		len(dense) == 1 && dense[0].Len == want.Size
+}
+
+// attributes reports whether an open file has the extended attributes and
+// flags that the tree has for id.
+func (s source) attributes(fd int, id filetree.ID) bool {
+	var st unix.Statx_t
+	if statFD(fd, &st) != nil {
+		return false
+	}
+	e := filetree.Entry{Attr: attr(&st)}
+	e.Size = 0 // its holes are of no interest
+	if newInodeReader().opened(&e, fd, &st) != nil || e.Flags != s.r.Tree.Attr(id).Flags {
+		return false
+	}
+	slices.SortFunc(e.Xattrs, func(a, b filetree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return slices.EqualFunc(e.Xattrs, s.r.Tree.Xattrs(id), func(a, b filetree.Xattr) bool {
+		return a.Name == b.Name && bytes.Equal(a.Value, b.Value)
+	})
 }
 
 // liveFile is a regular file of the volume.

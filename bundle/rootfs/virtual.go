@@ -169,7 +169,7 @@ func (w *walker) readFile(rel string) ([]byte, error) {
 	if a.Type() != unix.S_IFREG || a.Size > maxConfig {
 		return nil, fmt.Errorf("is left as it is: not a regular file of at most %d bytes", maxConfig)
 	}
-	fd, err := openRegular(dir, path.Base(rel), &a)
+	fd, err := openRegular(dir, path.Base(rel), &a, func(int, *unix.Statx_t) bool { return false })
 	if err != nil {
 		return nil, err
 	}
