@@ -241,6 +241,16 @@ func (w *walker) quiesce(st *unix.Statx_t) error {
 	return statFD(r.fd, st)
 }
 
+// Volume is the absolute path of the directory that was scanned.
+func (r *Root) Volume() string { return r.volume }
+
+// Virtual reports whether a file's content is made for the image and not the
+// volume's.
+func (r *Root) Virtual(id filetree.ID) bool {
+	_, ok := r.virtual[id]
+	return ok
+}
+
 // Source opens the content of the tree's files until the Root is closed. It
 // may be used by several goroutines at once.
 func (r *Root) Source() filetree.Source { return source{r} }

@@ -10,15 +10,46 @@ type bundleVolOptions struct {
 	identity
 	imageOptions
 	storage
-	all, noFilter, inherit, noInherit bool
-	exclude, include                  []string
-	size, volume, fstab               string
-	generateFstab                     bool
-	grubConfig, partition, script     string
-	cloneOnly, dryRun, replace        bool
-	noSnapshot                        bool
-	fs, label, uuid, scratch          string
-	strays                            []string
+	volumeOptions
+	inherit, noInherit bool
+	cloneOnly, replace bool
+	fs                 string
+}
+
+// volumeOptions say what is captured and what filesystem is made of it.
+type volumeOptions struct {
+	all, noFilter, dryRun         bool
+	exclude, include              []string
+	size, volume, fstab           string
+	generateFstab, noSnapshot     bool
+	grubConfig, partition, script string
+	label, uuid, scratch          string
+	strays                        []string
+}
+
+func (o *volumeOptions) add(cmd *cobra.Command, of origin, test string) {
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		o.strays = args
+		return nil
+	}
+	f := flagsOf(cmd)
+	f.text(&o.volume, "volume", "v", "capture the tree at `DIR`; default /", of, test)
+	completeFiles(cmd, "volume")
+	f.list(&o.exclude, "exclude", "e", "leave out `PATH,...` (patterns allowed)", of, test)
+	f.list(&o.include, "include", "i", "keep `PATH,...` in although a rule leaves it out", of, test)
+	f.yes(&o.all, "all", "a", "include filesystems that are not local too", of, test)
+	f.yes(&o.noFilter, "no-filter", "", "keep secrets and this machine's identity in the image", of, test)
+	f.text(&o.size, "size", "s", "`SIZE` of the filesystem in MiB (or with k, m, g, t), or auto: content and some room; default 10240 if the content fits, else auto", of, test)
+	f.choice(cmd, &o.partition, []string{"none", "mbr", "gpt"}, "partition", "P", "put the filesystem into a partition of a `TABLE`: none (default), mbr or gpt", of, test)
+	f.text(&o.fstab, "fstab", "", "take `FILE` as the image's /etc/fstab", of, test)
+	f.yes(&o.generateFstab, "generate-fstab", "", "write a new /etc/fstab with the root and the usual kernel filesystems", of, test)
+	f.text(&o.script, "script", "S", "run `PROGRAM` on a copy-on-write view of the tree before it is captured; its argument is the view's directory", of, test)
+	f.text(&o.grubConfig, "grub-config", "", "take `FILE` as boot/grub/menu.lst of the image (with --partition mbr or gpt)", of, test)
+	f.text(&o.label, "label", "", "`LABEL` of the filesystem; default the captured one's", ofUs, test)
+	f.text(&o.uuid, "uuid", "", "`UUID` of the filesystem, or new; default the captured one's", ofUs, test)
+	f.text(&o.scratch, "scratch", "", "make scratch files in `DIR`; default $TMPDIR or /var/tmp", ofUs, test)
+	f.yes(&o.noSnapshot, "no-snapshot", "", "read the live tree even where a btrfs snapshot is possible", ofUs, test)
+	f.yes(&o.dryRun, "dry-run", "", "only tell what would stay out and why, and how big the image would be", ofUs, test)
 }
 
 func newBundleVol(a *app) *cobra.Command {
@@ -47,31 +78,11 @@ has expanded -e DIR/*.`, `
   instar bundle-vol -b images/web-1 -k key.pem -c cert.pem -u 111122223333 --url https://minio:9000
   ec2-bundle-vol -k /tmp/key.pem -c /tmp/cert.pem -u 111122223333 -r x86_64 -e /srv/cache -d /mnt -p web-1 --batch`,
 		func(ctx context.Context) error { return runBundleVol(ctx, a, &o) })
-	cmd.Args = func(_ *cobra.Command, args []string) error {
-		o.strays = args
-		return nil
-	}
+	o.volumeOptions.add(cmd, ofBoth, test)
 	f := flagsOf(cmd)
-	f.text(&o.volume, "volume", "v", "capture the tree at `DIR`; default /", ofBoth, test)
-	completeFiles(cmd, "volume")
-	f.list(&o.exclude, "exclude", "e", "leave out `PATH,...` (patterns allowed)", ofBoth, test)
-	f.list(&o.include, "include", "i", "keep `PATH,...` in although a rule leaves it out", ofBoth, test)
-	f.yes(&o.all, "all", "a", "include filesystems that are not local too", ofBoth, test)
-	f.yes(&o.noFilter, "no-filter", "", "keep secrets and this machine's identity in the image", ofBoth, test)
-	f.text(&o.size, "size", "s", "`SIZE` of the filesystem in MiB (or with k, m, g, t), or auto: content and some room; default 10240 if the content fits, else auto", ofBoth, test)
-	f.choice(cmd, &o.partition, []string{"none", "mbr", "gpt"}, "partition", "P", "put the filesystem into a partition of a `TABLE`: none (default), mbr or gpt", ofBoth, test)
-	f.text(&o.fstab, "fstab", "", "take `FILE` as the image's /etc/fstab", ofBoth, test)
-	f.yes(&o.generateFstab, "generate-fstab", "", "write a new /etc/fstab with the root and the usual kernel filesystems", ofBoth, test)
-	f.text(&o.script, "script", "S", "run `PROGRAM` on a copy-on-write view of the tree before it is captured; its argument is the view's directory", ofBoth, test)
-	f.text(&o.grubConfig, "grub-config", "", "take `FILE` as boot/grub/menu.lst of the image (with --partition mbr or gpt)", ofBoth, test)
 	f.yes(&o.inherit, "inherit", "", "take kernel, ramdisk, product codes, ancestors and mappings from the instance's metadata, which must answer; without the option it need not", ofBoth, test)
 	f.yes(&o.noInherit, "no-inherit", "", "do not ask for metadata", ofBoth, test)
 	f.choice(cmd, &o.fs, []string{"ext4", "xfs", "btrfs"}, "fs", "", "`FILESYSTEM` of the image: ext4 (default); xfs and btrfs need scratch space of the image's content", ofUs, test)
-	f.text(&o.label, "label", "", "`LABEL` of the filesystem; default the captured one's", ofUs, test)
-	f.text(&o.uuid, "uuid", "", "`UUID` of the filesystem, or new; default the captured one's", ofUs, test)
-	f.text(&o.scratch, "scratch", "", "make scratch files in `DIR`; default $TMPDIR or /var/tmp", ofUs, test)
-	f.yes(&o.noSnapshot, "no-snapshot", "", "read the live tree even where a btrfs snapshot is possible", ofUs, test)
-	f.yes(&o.dryRun, "dry-run", "", "only tell what would stay out and why, and how big the image would be", ofUs, test)
 	f.yes(&o.cloneOnly, "clone-only", "", "make the image DIR/NAME, no bundle", ofEC2, test)
 	o.identity.add(cmd, ofBoth, test)
 	o.imageOptions.add(a, cmd, test)

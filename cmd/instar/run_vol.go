@@ -54,10 +54,15 @@ func runBundleVol(ctx context.Context, a *app, o *bundleVolOptions) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(25)
 	}
-	plan, err := a.volumePlan(o)
+	plan, err := a.volumePlan(&o.volumeOptions, o.arch)
 	if err != nil {
 		return err
 	}
+	if o.inherit && o.noInherit {
+		return usagef("--inherit and --no-inherit exclude each other")
+	}
+	plan.FS = o.fs
+	plan.Root.Never = append(plan.Root.Never, a.secretFiles(o)...)
 	if o.dryRun {
 		return a.dryRun(ctx, plan)
 	}
@@ -134,11 +139,8 @@ func (a *app) afterCapture(v *capture.Volume) error {
 	return failf(exitChanged, "done, but %d files changed, could not be read or cannot be in the image as they are; they are named above", n)
 }
 
-// volumePlan makes the capture's options of the command's.
-func (a *app) volumePlan(o *bundleVolOptions) (*capture.VolumeOptions, error) {
-	if o.inherit && o.noInherit {
-		return nil, usagef("--inherit and --no-inherit exclude each other")
-	}
+// volumePlan makes the capture's options of the command's; arch is --arch.
+func (a *app) volumePlan(o *volumeOptions, arch string) (*capture.VolumeOptions, error) {
 	if o.fstab != "" && o.generateFstab {
 		return nil, usagef("--fstab and --generate-fstab exclude each other")
 	}
@@ -161,9 +163,8 @@ func (a *app) volumePlan(o *bundleVolOptions) (*capture.VolumeOptions, error) {
 	plan := &capture.VolumeOptions{
 		Root: rootfs.Options{
 			Volume: o.volume, All: o.all, Exclude: o.exclude, ExcludeLoose: o.strays, Include: o.include, NoFilter: o.noFilter,
-			Never: a.secretFiles(o),
 		},
-		Size: size, SizeIfFits: ifFits, Partition: kind, FS: o.fs,
+		Size: size, SizeIfFits: ifFits, Partition: kind,
 	}
 	if o.label != "" {
 		plan.Label = &o.label
@@ -184,12 +185,12 @@ func (a *app) volumePlan(o *bundleVolOptions) (*capture.VolumeOptions, error) {
 		}
 		plan.Root.Script = &rootfs.Script{Path: o.script, Dir: o.scratch, Stdout: a.stderr, Stderr: a.stderr}
 	}
-	return plan, o.bootFiles(a, &plan.Root)
+	return plan, o.bootFiles(arch, &plan.Root)
 }
 
 // bootFiles reads what the options put into the image in place of the
 // volume's own.
-func (o *bundleVolOptions) bootFiles(a *app, r *rootfs.Options) (err error) {
+func (o *volumeOptions) bootFiles(arch string, r *rootfs.Options) (err error) {
 	if o.fstab != "" {
 		if r.Fstab, err = os.ReadFile(o.fstab); err != nil {
 			return failf(exitFile, "--fstab: %w", err)
@@ -197,7 +198,7 @@ func (o *bundleVolOptions) bootFiles(a *app, r *rootfs.Options) (err error) {
 	}
 	if o.generateFstab {
 		r.FstabKind = rootfs.FstabModern
-		if o.arch == "i386" {
+		if arch == "i386" {
 			r.FstabKind = rootfs.FstabLegacy
 		}
 	}
