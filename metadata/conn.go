@@ -39,6 +39,15 @@ func ConnContext(ctx context.Context, c net.Conn, listener, iface string) contex
 	return context.WithValue(ctx, connKey{}, k)
 }
 
+// Owner returns the id of the instance that a connection from an address on a
+// listener belongs to, by address and listener alone; "" if it is nobody's.
+func (h *Handler) Owner(from netip.Addr, listener, iface string) string {
+	if in := h.source.Instances().find(from, listener, iface, from.Zone()); in != nil {
+		return in.ID
+	}
+	return ""
+}
+
 // identify finds the instance that calls, from the connection alone.
 func (e *exchange) identify() bool {
 	var listener, iface string

@@ -160,16 +160,17 @@ func (e *exchange) serve() {
 		e.w.Header()["Connection"] = h.closing
 	}
 	if !e.identify() {
-		if !h.allow("") {
+		if !h.allow("", e.rep.Start) {
 			e.fail(http.StatusTooManyRequests, "rate limit for strangers")
 			return
 		}
+		e.w.Header()["Connection"] = h.closing // strangers hold nothing
 		e.fail(http.StatusNotFound, e.rep.Note)
 		return
 	}
 	e.rep.Instance = e.in.ID
 	switch {
-	case !h.allow(e.in.ID):
+	case !h.allow(e.in.ID, e.rep.Start):
 		e.w.Header().Set("Retry-After", "1")
 		e.fail(http.StatusTooManyRequests, "rate limit")
 		return
@@ -211,7 +212,7 @@ func segment(path string) (first, rest string) {
 	return first, strings.TrimLeft(rest, "/")
 }
 
-func (h *Handler) allow(id string) bool {
+func (h *Handler) allow(id string, now time.Time) bool {
 	if h.rate < 0 {
 		return true
 	}
@@ -219,7 +220,7 @@ func (h *Handler) allow(id string) bool {
 	if !ok {
 		l, _ = h.limiters.LoadOrStore(id, rate.NewLimiter(h.rate, h.burst))
 	}
-	return l.(*rate.Limiter).Allow()
+	return l.(*rate.Limiter).AllowN(now, 1)
 }
 
 func (h *Handler) knownHost(host string) bool {
@@ -413,6 +414,9 @@ func (e *exchange) launchRequest(path string) {
 		e.fail(http.StatusBadRequest, "launch: body missing, broken off or over 4096 bytes")
 		return
 	}
+	// What follows may take longer than sending a request may. That a writer
+	// cannot be told so only means that it has no such limit.
+	_ = http.NewResponseController(e.w).SetReadDeadline(time.Time{})
 	ctx := withNote(e.r.Context(), &e.rep.Note)
 	var answer []byte
 	if what == "complete" {

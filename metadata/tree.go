@@ -3,6 +3,7 @@ package metadata
 import (
 	"context"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 )
@@ -74,7 +75,12 @@ func (n *node) present(v *view) bool {
 	case n.names != nil:
 		return len(n.names(v)) > 0
 	}
-	return slices.ContainsFunc(n.dir, func(c node) bool { return c.present(v) })
+	for i := range n.dir {
+		if n.dir[i].present(v) {
+			return true
+		}
+	}
+	return false
 }
 
 // list makes a directory's body: names joined by newlines, none at the end,
@@ -126,8 +132,8 @@ func (n *node) walk(v *view, path string) *node {
 			n = n.each
 			continue
 		}
-		i := slices.IndexFunc(n.dir, func(c node) bool { return c.name == seg })
-		if i < 0 || n.dir[i].since > v.version {
+		i := sort.Search(len(n.dir), func(i int) bool { return n.dir[i].name >= seg })
+		if i == len(n.dir) || n.dir[i].name != seg || n.dir[i].since > v.version {
 			return nil
 		}
 		n = &n.dir[i]

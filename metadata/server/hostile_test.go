@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +11,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -104,20 +107,39 @@ func TestHostileRequests(t *testing.T) {
 	}
 }
 
-// TestSlowConnections has 1,000 connections that send a byte now and then, from
-// many addresses and from one, beside instances that behave: these are served
-// all the time, and the slow ones are cut off.
+// TestSlowConnections has 1,000 connections that send a byte now and then: from
+// instances, from one that takes more than its share by many addresses, and
+// from nobody's addresses. Instances that behave are served all the time, and
+// the slow ones are cut off.
 func TestSlowConnections(t *testing.T) {
-	const header = 2 * time.Second
-	s := start(t, Options{Metadata: metadata.Options{Source: source(t, record("i-1", "127.0.0.1"))}, Limits: Limits{Header: header, PerAddress: 10, Connections: 2000}})
+	const header, share, strangers = 2 * time.Second, 10, 50
+	instances := []*metadata.Instance{record("i-1", "127.0.0.1"), record("i-greedy", "127.7.255.1")}
+	for i := range 200 {
+		instances[1].Caller.Addresses = append(instances[1].Caller.Addresses, netip.AddrFrom4([4]byte{127, 7, 254, byte(i)}))
+	}
+	for i := range 90 {
+		instances = append(instances, record(fmt.Sprintf("i-slow%d", i), fmt.Sprintf("127.7.0.%d", i+1)))
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := free.Addr().String()
+	free.Close()
+	s := start(t, Options{
+		Metadata: metadata.Options{Source: source(t, instances...)},
+		Limits:   Limits{Header: header, PerInstance: share, Strangers: strangers, Connections: 2000}, Admin: admin,
+	})
 	var slow sync.WaitGroup
-	cut := make(chan error, 1000)
-	opened := make(chan struct{}, 1000)
-	for i := range 1000 {
+	cut := make(chan error, 1100)
+	opened := make(chan struct{}, 1100)
+	for i := range 1100 {
 		slow.Go(func() {
-			from := net.IPv4(127, 7, byte(i/4), 1)
-			if i >= 900 { // one that takes more than its share
-				from = net.IPv4(127, 7, 255, 255)
+			from := net.IPv4(127, 7, 0, byte(i%90+1)) // ten of each of 90 instances
+			if i >= 1000 {
+				from = net.IPv4(127, 7, 254, byte(i-1000)) // the greedy one
+			} else if i >= 900 {
+				from = net.IPv4(127, 7, 100, byte(i-900)) // nobody's
 			}
 			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from}}
 			c, err := d.Dial("tcp", s.addr)
@@ -137,7 +159,7 @@ func TestSlowConnections(t *testing.T) {
 			cut <- nil
 		})
 	}
-	for range 1000 {
+	for range 1100 {
 		<-opened
 	}
 	for range 200 {
@@ -146,12 +168,87 @@ func TestSlowConnections(t *testing.T) {
 		}
 	}
 	slow.Wait()
-	for range 1000 {
+	for range 1100 {
 		if err := <-cut; err == nil {
 			t.Fatal("a slow connection was let send its whole header")
 		}
 	}
+	// Beyond their shares, connections were not even taken.
+	res, err := s.client.Get("http://" + admin + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(b), "\ninstar_metadata_connections_refused_total ")
+	if n, err := strconv.Atoi(strings.SplitN(after, "\n", 2)[0]); err != nil || n < 100-share+100-strangers {
+		t.Errorf("%d connections were turned away (%v), want %d at least", n, err, 100-share+100-strangers)
+	}
 }
+
+// TestLongAnswer has an answer that takes longer than a request may: it is
+// given all the same.
+func TestLongAnswer(t *testing.T) {
+	in := record("i-1", "127.0.0.1")
+	in.Role = &metadata.Role{Name: "r", Credentials: metadata.Credentials{STS: &metadata.STS{Endpoint: "http://x", AccessKeyID: "a", SecretAccessKey: "s"}}}
+	m := slowMinter{make(chan struct{}), make(chan struct{})}
+	s := start(t, Options{Metadata: metadata.Options{Source: source(t, in), Keys: metadata.NewKeyRing(m)}, Limits: Limits{Header: 200 * time.Millisecond, Idle: 200 * time.Millisecond}})
+	go func() {
+		<-m.asked
+		time.Sleep(time.Second)
+		close(m.mint)
+	}()
+	if code, body := s.get(t, "GET", "/latest/meta-data/iam/security-credentials/r"); code != 200 {
+		t.Errorf("%d %s", code, body)
+	}
+	// But a connection on which nothing more is asked is closed.
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET "+instanceID+" HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil || !strings.HasSuffix(string(b), "i-1") {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestBrokenBody announces a body that never comes: the connection is closed.
+func TestBrokenBody(t *testing.T) {
+	in := record("i-1", "127.0.0.1")
+	in.Launch = &metadata.Launch{Format: "ec2", Store: "s3://b", Manifest: "m", Certificate: "x"}
+	s := start(t, Options{Metadata: metadata.Options{Source: source(t, in), AnyPort: true, Launcher: noLauncher{}}, Limits: Limits{Header: 300 * time.Millisecond}})
+	_, tok := s.get(t, "PUT", "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: 60")
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "POST /latest/api/instar/launch HTTP/1.1\r\nHost: localhost\r\nX-aws-ec2-metadata-token: "+tok+"\r\nContent-Length: 100\r\n\r\n{"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil && !errors.Is(err, syscall.ECONNRESET) || strings.Contains(string(b), " 200 ") {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+type noLauncher struct{}
+
+func (noLauncher) Claim(context.Context, *metadata.Instance, []byte) ([]byte, error) {
+	return []byte("ticket"), nil
+}
+func (noLauncher) Complete(context.Context, *metadata.Instance, []byte) error { return nil }
 
 // TestDeafConnection pipelines requests and reads no answer: it is cut off.
 func TestDeafConnection(t *testing.T) {

@@ -7,9 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"syscall"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
@@ -123,105 +121,4 @@ func activated() ([]net.Listener, []Listen, error) {
 		}
 	}
 	return lns, specs, nil
-}
-
-// gate counts connections, and turns away what is too many: in all, or from
-// one address.
-type gate struct {
-	total, each int
-
-	mu   sync.Mutex
-	open int
-	from map[netip.Addr]int
-
-	refused func()
-}
-
-func (g *gate) enter(a netip.Addr) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.open >= g.total || g.from[a] >= g.each {
-		return false
-	}
-	g.open++
-	g.from[a]++
-	return true
-}
-
-func (g *gate) leave(a netip.Addr) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.open--
-	if g.from[a]--; g.from[a] == 0 {
-		delete(g.from, a)
-	}
-}
-
-// gated is a listener behind a gate.
-type gated struct {
-	net.Listener
-	spec     Listen
-	gate     *gate
-	patience time.Duration // with a peer that does not read
-}
-
-func (l *gated) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		tcp, ok := c.(*net.TCPConn)
-		if !ok {
-			c.Close()
-			return nil, fmt.Errorf("%s is no TCP listener", l.spec.Name)
-		}
-		var from netip.Addr
-		if a, ok := tcp.RemoteAddr().(*net.TCPAddr); ok {
-			from = a.AddrPort().Addr().Unmap()
-		}
-		if !l.gate.enter(from) {
-			tcp.SetLinger(0) // no state stays behind; a failure to set it costs only that
-			tcp.Close()
-			l.gate.refused()
-			continue
-		}
-		return &counted{TCPConn: tcp, spec: &l.spec, patience: l.patience, leave: sync.OnceFunc(func() { l.gate.leave(from) })}, nil
-	}
-}
-
-// counted is a connection that gives its place back when it is closed.
-type counted struct {
-	*net.TCPConn
-	spec     *Listen
-	patience time.Duration
-	armed    time.Time // when the write deadline was set; of who writes
-	leave    func()
-}
-
-// Write gives up on a peer that takes nothing for the connection's patience,
-// give or take a quarter: the deadline is set now and then, not for every
-// answer as http.Server would.
-func (c *counted) Write(p []byte) (int, error) {
-	if now := time.Now(); now.Sub(c.armed) > c.patience/4 {
-		if err := c.TCPConn.SetWriteDeadline(now.Add(c.patience)); err != nil {
-			return 0, err
-		}
-		c.armed = now
-	}
-	return c.TCPConn.Write(p)
-}
-
-// SetWriteDeadline leaves the deadline alone where http.Server would lift it
-// after every answer.
-func (c *counted) SetWriteDeadline(t time.Time) error {
-	if t.IsZero() {
-		return nil
-	}
-	return c.TCPConn.SetWriteDeadline(t)
-}
-
-func (c *counted) Close() error {
-	c.leave()
-	return c.TCPConn.Close()
 }

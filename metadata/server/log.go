@@ -1,100 +1,212 @@
 package server
 
 import (
-	"bufio"
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
+	"strconv"
 	"sync"
 	"time"
-
-	"github.com/rs/zerolog"
+	"unicode/utf8"
 
 	"github.com/instar-image/instar/metadata"
 )
 
 // logBuffer collects lines, so that a request does not wait for a disk. What
-// it holds is written when it is full, a quarter of a second after the first
-// line, and at the end; a kill loses at most that.
+// it holds is written when it is much, a quarter of a second after the first
+// line, and at the end; a kill loses at most that. While the disk does not keep
+// up, requests wait, so that memory is bounded.
 type logBuffer struct {
-	mu   sync.Mutex
-	w    *bufio.Writer
-	wake chan struct{}
+	w     io.Writer // of run alone
+	lines sync.Pool // of *[]byte
+	wake  chan struct{}
+	full  chan struct{}
+	told  func(error) // of a write that fails after one that did not
+
+	mu    sync.Mutex
+	taken sync.Cond // buf was taken by run, or run ended
+	buf   []byte
+	ended bool // nobody writes any more
 }
 
-const logDelay = 250 * time.Millisecond
+const (
+	logDelay = 250 * time.Millisecond
+	logMuch  = 64 << 10
+	logMost  = 1 << 20
+)
 
-func newLogBuffer(w io.Writer) *logBuffer {
-	return &logBuffer{w: bufio.NewWriterSize(w, 64<<10), wake: make(chan struct{}, 1)}
+func newLogBuffer(w io.Writer, told func(error)) *logBuffer {
+	b := &logBuffer{w: w, wake: make(chan struct{}, 1), full: make(chan struct{}, 1), told: told}
+	b.taken.L = &b.mu
+	b.lines.New = func() any { return new([]byte) }
+	return b
 }
 
-func (b *logBuffer) Write(p []byte) (int, error) {
+// line adds the line that appendTo appends to what it is given.
+func (b *logBuffer) line(appendTo func([]byte) []byte) {
+	line := b.lines.Get().(*[]byte)
+	*line = appendTo((*line)[:0])
 	b.mu.Lock()
-	first := b.w.Buffered() == 0
-	n, err := b.w.Write(p)
+	for len(b.buf)+len(*line) > logMost && !b.ended {
+		b.taken.Wait()
+	}
+	before := len(b.buf)
+	if !b.ended {
+		b.buf = append(b.buf, *line...)
+	}
+	after := len(b.buf)
 	b.mu.Unlock()
-	if first {
-		select {
-		case b.wake <- struct{}{}:
-		default:
-		}
+	b.lines.Put(line)
+	if before == 0 {
+		signal(b.wake)
 	}
-	return n, err
+	if before < logMuch && after >= logMuch {
+		signal(b.full)
+	}
 }
 
-func (b *logBuffer) flush() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.w.Flush()
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
-// run flushes until ctx ends, and then once more.
-func (b *logBuffer) run(ctx context.Context) error {
-	for {
+// run writes until ctx ends, and then once more. What a failed write did not
+// take is lost; the next is tried all the same.
+func (b *logBuffer) run(ctx context.Context) (err error) {
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.ended = true
+		b.taken.Broadcast()
+	}()
+	timer := time.NewTimer(logDelay)
+	defer timer.Stop()
+	var spare []byte
+	for done := false; !done; {
 		select {
 		case <-ctx.Done():
-			return b.flush()
+			done = true
 		case <-b.wake:
+			timer.Reset(logDelay)
+			select {
+			case <-ctx.Done():
+				done = true
+			case <-b.full:
+			case <-timer.C:
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return b.flush()
-		case <-time.After(logDelay):
+		b.mu.Lock()
+		spare, b.buf = b.buf, spare[:0]
+		b.taken.Broadcast()
+		b.mu.Unlock()
+		if len(spare) == 0 {
+			continue
 		}
-		if err := b.flush(); err != nil {
-			return err
+		before := err
+		if _, err = b.w.Write(spare); err != nil && before == nil {
+			b.told(err)
 		}
 	}
+	return err
 }
 
-// accessLog writes a line of JSON for every request.
-type accessLog struct{ log zerolog.Logger }
+// accessLog writes a line of JSON for every request, but not for every one of
+// those that were too many (429): of these, a few a second for all instances
+// together, or an instance could fill the disk as fast as it can ask.
+type accessLog struct {
+	out *logBuffer
 
-func (a accessLog) Request(q *metadata.Request) {
-	level := zerolog.InfoLevel
+	mu      sync.Mutex // covers what follows
+	second  int64      // Unix time
+	refused int        // lines of 429 in that second
+	dropped int        // lines left out since the last one of 429
+}
+
+// maxRefused is how many lines of 429 a second has.
+const maxRefused = 10
+
+// admit reports whether a request that was too many gets a line, and how many
+// before it got none.
+func (a *accessLog) admit(now time.Time) (dropped int, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s := now.Unix(); s != a.second {
+		a.second, a.refused = s, 0
+	}
+	if a.refused >= maxRefused {
+		a.dropped++
+		return 0, false
+	}
+	a.refused++
+	dropped, a.dropped = a.dropped, 0
+	return dropped, true
+}
+
+func (a *accessLog) Request(q *metadata.Request) {
+	dropped := 0
+	if q.Status == 429 {
+		var ok bool
+		if dropped, ok = a.admit(q.Start); !ok {
+			return
+		}
+	}
+	a.out.line(func(b []byte) []byte { return appendRequest(b, q, dropped) })
+}
+
+// appendRequest appends the request's line.
+func appendRequest(b []byte, q *metadata.Request, dropped int) []byte {
+	level := "info"
 	switch {
 	case q.Status >= 500:
-		level = zerolog.ErrorLevel
+		level = "error"
 	case q.Status == 401 || q.Status == 403 || q.Status == 421 || q.Status == 429 || q.Instance == "":
-		level = zerolog.WarnLevel
+		level = "warn"
 	}
-	e := a.log.WithLevel(level).Time("time", q.Start)
-	if q.Instance != "" {
-		e = e.Str("instance", q.Instance)
+	b = append(append(b, `{"level":"`...), level...)
+	b = append(q.Start.AppendFormat(append(b, `","time":"`...), time.RFC3339), '"')
+	b = appendText(b, "instance", q.Instance)
+	var from [64]byte
+	b = appendText(b, "from", string(q.Caller.AppendTo(from[:0])))
+	b = appendText(b, "listener", q.Listener)
+	b = appendText(b, "method", q.Method)
+	b = appendText(b, "path", q.Path)
+	b = strconv.AppendInt(append(b, `,"status":`...), int64(q.Status), 10)
+	b = strconv.AppendInt(append(b, `,"bytes":`...), int64(q.Bytes), 10)
+	b = strconv.AppendInt(append(b, `,"us":`...), q.Duration.Microseconds(), 10)
+	b = appendText(b, "token", q.Token)
+	b = appendText(b, "note", q.Note)
+	if dropped > 0 {
+		b = strconv.AppendInt(append(b, `,"dropped":`...), int64(dropped), 10)
 	}
-	var buf [64]byte
-	e = e.Bytes("from", q.Caller.AppendTo(buf[:0]))
-	if q.Listener != "" {
-		e = e.Str("listener", q.Listener)
+	return append(b, "}\n"...)
+}
+
+// appendText appends a member of an object; none if the text is empty.
+func appendText(b []byte, name, text string) []byte {
+	if text == "" {
+		return b
 	}
-	e = e.Str("method", q.Method).Str("path", q.Path).Int("status", q.Status).Int("bytes", q.Bytes).
-		Int64("us", q.Duration.Microseconds())
-	if q.Token != "" {
-		e = e.Str("token", q.Token)
+	b = append(append(append(b, `,"`...), name...), `":`...)
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' {
+			quoted, err := json.Marshal(text)
+			if err != nil { // strings cannot fail to marshal
+				quoted = []byte(`""`)
+			}
+			for _, r := range string(quoted) {
+				if r >= 0x7f && r < 0xa0 { // JSON leaves these alone; terminals do not
+					b = fmt.Appendf(b, `\u%04x`, r)
+				} else {
+					b = utf8.AppendRune(b, r)
+				}
+			}
+			return b
+		}
 	}
-	if q.Note != "" {
-		e = e.Str("note", q.Note)
-	}
-	e.Send()
+	return append(append(append(b, '"'), text...), '"')
 }
 
 // reporters tells several.

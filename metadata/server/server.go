@@ -47,7 +47,8 @@ type Options struct {
 // Limits bound what callers can take. The zero value of each is its default.
 type Limits struct {
 	Connections int           // at once, default 16,384
-	PerAddress  int           // at once from one source address, default 64
+	PerInstance int           // at once of one instance, default 64
+	Strangers   int           // at once of all callers that are no instance, default 256
 	Header      time.Duration // for a request's header, default 5 s
 	Read        time.Duration // for a request, default as Header
 	Write       time.Duration // for its answer, default 30 s
@@ -68,7 +69,8 @@ func (l *Limits) complete() {
 		}
 	}
 	setInt(&l.Connections, 16384)
-	setInt(&l.PerAddress, 64)
+	setInt(&l.PerInstance, 64)
+	setInt(&l.Strangers, 256)
 	set(&l.Header, 5*time.Second)
 	set(&l.Read, l.Header)
 	set(&l.Write, 30*time.Second)
@@ -105,8 +107,10 @@ func Run(ctx context.Context, o Options) (err error) {
 	tell := reporters{r.metrics}
 	var access *logBuffer
 	if o.AccessLog != nil {
-		access = newLogBuffer(o.AccessLog)
-		tell = append(tell, accessLog{zerolog.New(access)})
+		access = newLogBuffer(o.AccessLog, func(err error) {
+			o.Log.Error().Err(err).Msg("the access log cannot be written: lines are lost")
+		})
+		tell = append(tell, &accessLog{out: access})
 	}
 	r.o.Metadata.Reporter = tell
 	handler, err := metadata.New(r.o.Metadata)
@@ -156,14 +160,19 @@ func Run(ctx context.Context, o Options) (err error) {
 		}
 	}()
 
-	g := &gate{total: o.Limits.Connections, each: o.Limits.PerAddress, from: make(map[netip.Addr]int), refused: r.metrics.turned.Inc}
-	srv := r.httpServer(handler)
+	g := &gate{
+		total: o.Limits.Connections, each: o.Limits.PerInstance, strangers: o.Limits.Strangers, of: make(map[string]int), refused: r.metrics.turned.Inc,
+		owner: func(from netip.Addr, l *Listen) string { return handler.Owner(from, l.Name, l.Interface) },
+	}
+	w := newWatch(o.Limits.Write)
+	tailGroup.Go(func() error { w.run(tail); return nil })
+	srv := r.httpServer(patient(handler))
 	srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		k, ok := c.(*counted)
 		if !ok {
 			return ctx
 		}
-		return metadata.ConnContext(ctx, c, k.spec.Name, k.spec.Interface)
+		return metadata.ConnContext(context.WithValue(ctx, countedKey{}, k), c, k.spec.Name, k.spec.Interface)
 	}
 	srv.WriteTimeout = 0 // the connections see to that
 	servers := []*http.Server{srv}
@@ -176,7 +185,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		})
 	}
 	for i, ln := range lns {
-		serve(srv, &gated{Listener: ln, spec: specs[i], gate: g, patience: o.Limits.Write})
+		serve(srv, &gated{Listener: ln, spec: specs[i], gate: g, watch: w})
 	}
 	if admin != nil {
 		s := r.httpServer(r.adminHandler())

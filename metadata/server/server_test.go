@@ -489,20 +489,19 @@ func TestWatchFails(t *testing.T) {
 }
 
 func TestGate(t *testing.T) {
-	g := &gate{total: 3, each: 2, from: make(map[netip.Addr]int)}
-	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
-	got := []bool{g.enter(a), g.enter(a), g.enter(a), g.enter(b), g.enter(b)}
-	if want := []bool{true, true, false, true, false}; !slices.Equal(got, want) {
+	g := &gate{total: 5, each: 2, strangers: 1, of: make(map[string]int)}
+	got := []bool{g.enter("a"), g.enter("a"), g.enter("a"), g.enter(""), g.enter(""), g.enter("b"), g.enter("b"), g.enter("c")}
+	if want := []bool{true, true, false, true, false, true, true, false}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	g.leave(a)
-	if !g.enter(b) {
+	g.leave("a")
+	if !g.enter("c") {
 		t.Error("a place that was left is not free")
 	}
-	g.leave(a)
-	g.leave(b)
-	g.leave(b)
-	if len(g.from) != 0 || g.open != 0 {
-		t.Errorf("left over: %v, %d", g.from, g.open)
+	for _, who := range []string{"a", "b", "b", "c", ""} {
+		g.leave(who)
+	}
+	if len(g.of) != 0 || g.open != 0 {
+		t.Errorf("left over: %v, %d", g.of, g.open)
 	}
 }
