@@ -138,7 +138,7 @@ func runMetadataServe(ctx context.Context, a *app, o *serveOptions) error {
 			return failf(exitFile, "%w", err)
 		}
 	}
-	limitGarbage(64 << 20) // records are read with much of it
+	limitGarbage(256 << 20) // records are read with much of it, and may be many
 	if err := addSource(ctx, a, &so, o); err != nil {
 		return err
 	}

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,9 +34,16 @@ const (
 type State struct {
 	store upload.Store
 	keys  []metadata.TokenKey
-	auth  [32]byte // authenticates live objects
-	mu    sync.Mutex
-	live  atomic.Pointer[map[string]metadata.Live]
+	auth  [32]byte                         // authenticates live objects
+	mu    sync.Mutex                       // held by who replaces the map
+	live  atomic.Pointer[map[string]known] // copied on write
+}
+
+// known is an instance's object as it was last seen.
+type known struct {
+	live metadata.Live
+	seq  uint64 // counts its changes; 0: there is no object
+	etag string
 }
 
 var _ metadata.State = (*State)(nil)
@@ -44,7 +53,7 @@ var _ metadata.State = (*State)(nil)
 // sealed to the recipients and opened with the identities.
 func OpenState(ctx context.Context, store upload.Store, identities []age.Identity, recipients []age.Recipient) (*State, error) {
 	s := &State{store: store}
-	s.live.Store(&map[string]metadata.Live{})
+	s.live.Store(&map[string]known{})
 	sealed, _, err := upload.GetBytes(ctx, store, keyObject, maxObject)
 	if errors.Is(err, upload.ErrNotExist) {
 		fresh := metadata.NewTokenKey(0)
@@ -87,59 +96,70 @@ func OpenState(ctx context.Context, store upload.Store, identities []age.Identit
 func (s *State) TokenKeys() []metadata.TokenKey { return s.keys }
 
 // Live returns what was known at the last refresh or update.
-func (s *State) Live(id string) metadata.Live { return (*s.live.Load())[id] }
+func (s *State) Live(id string) metadata.Live { return (*s.live.Load())[id].live }
 
-// sealedLive is an object: the state and its tag over id and state.
+// sealedLive is an object: the state, how often it was changed, a random
+// number that makes every write another one, and the tag over all of it and
+// the id.
 type sealedLive struct {
 	State json.RawMessage `json:"state"`
+	Seq   uint64          `json:"seq"`
+	Nonce uint64          `json:"nonce"`
 	Tag   []byte          `json:"tag"`
 }
 
-func (s *State) tag(id string, state []byte) []byte {
+func (s *State) tag(id string, l *sealedLive) []byte {
 	h := hmac.New(sha256.New, s.auth[:])
-	fmt.Fprintf(h, "%d:%s", len(id), id)
-	h.Write(state)
+	fmt.Fprintf(h, "%d:%s,%d,%d,", len(id), id, l.Seq, l.Nonce)
+	h.Write(l.State)
 	return h.Sum(nil)
 }
 
-// load reads an instance's object; etag is "" if there is none.
-func (s *State) load(ctx context.Context, id string) (l metadata.Live, etag string, err error) {
+// load reads an instance's object. One that is older than before, or gone, was
+// put back by somebody: a withdrawn ticket would be good again.
+func (s *State) load(ctx context.Context, id string, before known) (k known, err error) {
 	b, o, err := upload.GetBytes(ctx, s.store, livePrefix+id, maxObject)
-	if errors.Is(err, upload.ErrNotExist) {
-		return l, "", nil
-	} else if err != nil {
-		return l, "", fmt.Errorf("reading the state of instance %s: %w", id, err)
+	switch {
+	case errors.Is(err, upload.ErrNotExist):
+	case err != nil:
+		return k, fmt.Errorf("reading the state of instance %s: %w", id, err)
+	default:
+		var sealed sealedLive
+		if err := json.Unmarshal(b, &sealed); err != nil || !hmac.Equal(sealed.Tag, s.tag(id, &sealed)) {
+			return k, fmt.Errorf("the state of instance %s in the store is not by a server of this store", id)
+		}
+		k.seq, k.etag = sealed.Seq, o.ETag
+		if err := json.Unmarshal(sealed.State, &k.live); err != nil {
+			return k, fmt.Errorf("reading the state of instance %s: %w", id, err)
+		}
 	}
-	var sealed sealedLive
-	if err := json.Unmarshal(b, &sealed); err != nil || !hmac.Equal(sealed.Tag, s.tag(id, sealed.State)) {
-		return l, "", fmt.Errorf("the state of instance %s in the store is not by a server of this store", id)
+	if k.seq < before.seq {
+		return k, fmt.Errorf("the state of instance %s in the store is older (%d) than it was (%d): an old version was put back, or it was deleted; restart the servers if that was you", id, k.seq, before.seq)
 	}
-	return l, o.ETag, json.Unmarshal(sealed.State, &l)
+	return k, nil
 }
 
 // Update changes an instance's object by conditional PUT: of two servers that
 // change it at once, the second begins again with what the first made.
 func (s *State) Update(ctx context.Context, id string, change func(*metadata.Live) error) error {
 	for attempt := 0; ; attempt++ {
-		l, etag, err := s.load(ctx, id)
+		k, err := s.load(ctx, id, (*s.live.Load())[id])
 		if err != nil {
 			return err
 		}
-		if err := change(&l); err != nil {
+		if err := change(&k.live); err != nil {
 			return err
 		}
-		state, err := json.Marshal(l)
+		k.seq++
+		etag := k.etag
+		b, err := s.seal(id, k)
 		if err != nil {
 			return fmt.Errorf("keeping the state of instance %s: %w", id, err)
 		}
-		b, err := json.Marshal(sealedLive{state, s.tag(id, state)})
-		if err != nil {
-			return fmt.Errorf("keeping the state of instance %s: %w", id, err)
-		}
-		o := upload.PutOptions{IfMatch: etag, IfNoneMatch: etag == ""}
-		_, err = upload.PutBytes(ctx, s.store, livePrefix+id, b, o)
+		o, err := upload.PutBytes(ctx, s.store, livePrefix+id, b, upload.PutOptions{IfMatch: etag, IfNoneMatch: etag == ""})
 		if err == nil {
-			s.set(id, l)
+			k.etag = o.ETag
+			s.learn(map[string]known{id: k})
 			return nil
 		}
 		if !errors.Is(err, upload.ErrExist) || attempt == 20 {
@@ -153,31 +173,60 @@ func (s *State) Update(ctx context.Context, id string, change func(*metadata.Liv
 	}
 }
 
-func (s *State) set(id string, l metadata.Live) {
+func (s *State) seal(id string, k known) ([]byte, error) {
+	state, err := json.Marshal(k.live)
+	if err != nil {
+		return nil, err
+	}
+	l := sealedLive{State: state, Seq: k.seq, Nonce: rand.Uint64()}
+	l.Tag = s.tag(id, &l)
+	return json.Marshal(l)
+}
+
+// learn takes up what is newer than what is known.
+func (s *State) learn(news map[string]known) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := maps.Clone(*s.live.Load())
-	next[id] = l
+	for id, k := range news {
+		if k.seq >= next[id].seq {
+			next[id] = k
+		}
+	}
 	s.live.Store(&next)
 }
 
 // Refresh reads what other servers changed. Objects that are not by a server
-// of this store are left alone and named in the error.
+// of this store, or older than they were, are left alone and named in the
+// error.
 func (s *State) Refresh(ctx context.Context) error {
-	var errs []error
+	before := *s.live.Load()
+	gone := maps.Clone(before)
+	var changed []string
 	for o, err := range s.store.List(ctx, livePrefix) {
 		if err != nil {
 			return fmt.Errorf("listing the instances' state: %w", err)
 		}
 		id := strings.TrimPrefix(o.Key, livePrefix)
-		l, etag, err := s.load(ctx, id)
-		if err != nil {
-			errs = append(errs, err)
-		} else if etag != "" {
-			s.set(id, l)
+		delete(gone, id)
+		if o.ETag == "" || o.ETag != before[id].etag {
+			changed = append(changed, id)
 		}
 	}
-	return errors.Join(errs...)
+	changed = slices.AppendSeq(changed, maps.Keys(gone)) // perhaps only missed by the listing
+	read := make([]known, len(changed))
+	errs := make([]error, len(changed))
+	each(len(changed), func(i int) { read[i], errs[i] = s.load(ctx, changed[i], before[changed[i]]) })
+	news := make(map[string]known, len(changed))
+	for i, id := range changed {
+		if errs[i] == nil && read[i].seq > 0 {
+			news[id] = read[i]
+		}
+	}
+	if len(news) > 0 {
+		s.learn(news)
+	}
+	return some(errs)
 }
 
 // Watch refreshes again and again until ctx ends; after is told of failures.

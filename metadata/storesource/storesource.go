@@ -14,12 +14,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"filippo.io/age"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/upload"
@@ -83,8 +86,7 @@ func (s *Source) Reload(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	objects := make(map[string]object, len(s.objects))
-	var instances []*metadata.Instance
-	var errs []error
+	var changed []string
 	for o, err := range s.o.Store.List(ctx, Prefix) {
 		if err != nil {
 			return fmt.Errorf("listing the records: %w", err)
@@ -92,26 +94,58 @@ func (s *Source) Reload(ctx context.Context) error {
 		id := strings.TrimPrefix(o.Key, Prefix)
 		have, ok := s.objects[id]
 		if !ok || have.etag != o.ETag || o.ETag == "" {
-			in, etag, err := s.read(ctx, o.Key, id)
-			if err == nil {
-				have.in = in
-			}
-			have.etag, have.err = etag, err
+			changed = append(changed, id)
 		}
 		objects[id] = have
-		if have.err != nil {
-			errs = append(errs, have.err)
+	}
+	read := make([]object, len(changed))
+	each(len(changed), func(i int) {
+		o := &read[i]
+		o.in, o.etag, o.err = s.read(ctx, Prefix+changed[i], changed[i])
+	})
+	for i, id := range changed {
+		if read[i].err != nil {
+			read[i].in = objects[id].in // the last good one
 		}
-		if have.in != nil {
-			instances = append(instances, have.in)
+		objects[id] = read[i]
+	}
+	var instances []*metadata.Instance
+	var errs []error
+	for _, id := range slices.Sorted(maps.Keys(objects)) {
+		if err := objects[id].err; err != nil {
+			errs = append(errs, err)
+		}
+		if in := objects[id].in; in != nil {
+			instances = append(instances, in)
 		}
 	}
 	set, err := metadata.NewSet(instances...)
 	if err != nil {
-		return errors.Join(append(errs, err)...)
+		return errors.Join(some(errs), err)
 	}
 	s.objects = objects
 	s.set.Store(set)
+	return some(errs)
+}
+
+// each calls f for 0 to n-1, some at a time: stores are far away.
+func each(n int, f func(int)) {
+	var group errgroup.Group
+	group.SetLimit(16)
+	for i := range n {
+		group.Go(func() error { f(i); return nil })
+	}
+	_ = group.Wait() // f has no error to give
+}
+
+// some joins errors, but not more of them than somebody would read: whoever
+// fills a bucket with nonsense is not to fill the log too.
+func some(errs []error) error {
+	const most = 20
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if n := len(errs) - most; n > 0 {
+		errs = append(errs[:most:most], fmt.Errorf("and %d more", n))
+	}
 	return errors.Join(errs...)
 }
 

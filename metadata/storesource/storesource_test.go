@@ -282,6 +282,36 @@ func TestState(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// An old version put back, or none: a withdrawn ticket would be good again.
+	if err := states[1].Update(ctx, "i-1", func(l *metadata.Live) error { l.Generation = 20; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	latest, _, err := upload.GetBytes(ctx, store, livePrefix+"i-1", maxObject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, back := range []func() error{
+		func() error { put(t, store, livePrefix+"i-1", b); return nil },
+		func() error { return store.Delete(ctx, livePrefix+"i-1") },
+	} {
+		if err := back(); err != nil {
+			t.Fatal(err)
+		}
+		if err := states[1].Refresh(ctx); err == nil || !strings.Contains(err.Error(), "older") {
+			t.Errorf("an old state: %v", err)
+		}
+		if err := states[1].Update(ctx, "i-1", func(l *metadata.Live) error { l.Generation++; return nil }); err == nil || !strings.Contains(err.Error(), "older") {
+			t.Errorf("a change of an old state: %v", err)
+		}
+		if g := states[1].Live("i-1").Generation; g != 20 {
+			t.Errorf("generation %d", g)
+		}
+	}
+	b = latest
+	put(t, store, livePrefix+"i-1", b)
+	if err := states[0].Refresh(ctx); err != nil {
+		t.Error(err)
+	}
 	put(t, store, livePrefix+"i-2", b) // copied to another instance
 	put(t, store, livePrefix+"i-1", bytes.Replace(b, []byte("20"), []byte("21"), 1))
 	if err := states[0].Refresh(ctx); err == nil || !strings.Contains(err.Error(), "i-1") || !strings.Contains(err.Error(), "i-2") {

@@ -21,8 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"filippo.io/age"
-
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/metadata/ticket"
 	"github.com/instar-image/instar/test/servers"
@@ -189,45 +187,5 @@ func TestMinIOSTS(t *testing.T) {
 		if !strings.HasPrefix(got, want) {
 			t.Errorf("%s with the instance's keys: %q, want %q", object, got, want)
 		}
-	}
-}
-
-// TestFleet has two servers on one store: records sealed by the command, one
-// token key, and a revocation that reaches the other server.
-func TestFleet(t *testing.T) {
-	dir := t.TempDir()
-	store := "file://" + filepath.Join(dir, "fleet")
-	sh(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "key"))
-	pub, err := os.ReadFile(filepath.Join(dir, "key.pub"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := age.GenerateX25519Identity()
-	if err != nil {
-		t.Fatal(err)
-	}
-	signers, identity := writeFile(t, "signers", append([]byte("i-* "), pub...)), writeFile(t, "identity", []byte(id.String()+"\n"))
-	record := writeFile(t, "a.yaml", []byte("instance-id: i-1\ncaller: {addresses: [127.0.0.1]}\nuser-data: sealed\n"))
-	sh(t, instar, "metadata", "seal", "--record", record, "--key", filepath.Join(dir, "key"), "--recipient", id.Recipient().String(), "--store", store)
-	fleet := make([]*service, 2)
-	for i := range fleet {
-		// A later --instances replaces the directory's.
-		fleet[i] = serve(t, netns{}, nil, "--listen", fmt.Sprintf("127.0.0.1:%d", 18792+i), "--instances", store, "--signers", signers, "--identity", identity)
-	}
-	here := netns{}
-	if got := here.curl(t, "http://127.0.0.1:18793/latest/user-data"); got != "200 sealed" {
-		t.Errorf("user data: %q", got)
-	}
-	token := strings.TrimPrefix(here.curl(t, "-X", "PUT", "-H", ttl, "http://127.0.0.1:18792"+putToken), "200 ")
-	use := func() string {
-		return here.curl(t, "-H", "X-aws-ec2-metadata-token: "+token, "http://127.0.0.1:18793"+instanceID)
-	}
-	if got := use(); got != "200 i-1" {
-		t.Errorf("one server's token at the other: %q", got)
-	}
-	fleet[0].ctl(t, "revoke", "i-1")
-	fleet[1].ctl(t, "reload") // rather than wait for it
-	if got := use(); !strings.HasPrefix(got, "401") {
-		t.Errorf("a token revoked at the other server: %q", got)
 	}
 }
