@@ -35,8 +35,9 @@ func treeBlocks(n int64) int64 {
 func countExtents(c *cursor, n int64) int64 {
 	var count int64
 	for n > 0 {
-		n -= c.run(min(n, extentLen)).n
-		count++
+		k := c.run(n).n
+		n -= k
+		count += ceilDiv(k, extentLen)
 	}
 	return count
 }

@@ -139,11 +139,13 @@ func defaultInodes(blocks int64) int64 {
 	return blocks / 16
 }
 
-// cursor walks the blocks that lie between the copies of the superblock.
+// cursor walks the blocks that lie between the copies of the superblock or,
+// without a geometry, those of runs, of which there must be enough.
 type cursor struct {
 	g    *geometry
-	at   int64
-	next int // in g.supers: the first one whose end is after at
+	at   int64 // block; without a geometry it counts from the beginning of runs[0]
+	next int   // in g.supers: the first one whose end is after at
+	runs []run
 }
 
 func (g *geometry) cursor(at int64) cursor {
@@ -159,6 +161,14 @@ func (g *geometry) cursor(at int64) cursor {
 
 // run takes the next blocks, at most n, that lie together.
 func (c *cursor) run(n int64) run {
+	if c.g == nil {
+		r := c.runs[0]
+		r = run{r.start + c.at, min(r.n-c.at, n)}
+		if c.at += r.n; c.at == c.runs[0].n {
+			c.runs, c.at = c.runs[1:], 0
+		}
+		return r
+	}
 	for c.next < len(c.g.supers) {
 		s := c.g.supers[c.next]
 		if c.at < s {

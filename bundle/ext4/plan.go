@@ -60,6 +60,9 @@ type Options struct {
 	// ReservedPercent of the blocks are kept for root, up to 50. 0 means 5, as
 	// mke2fs does; a negative value none.
 	ReservedPercent int
+	// Parent, if not nil, is the layout of an image whose places are kept where
+	// they can be; see [Plan.Kept].
+	Parent *Layout
 }
 
 // Errors of [NewPlan].
@@ -125,6 +128,7 @@ type Plan struct {
 	manyLinks bool // some file has more names than ext4 allows
 	g         geometry
 	m         sparse.Map
+	kept      *kept // nil if laid out in order
 }
 
 // NewPlan plans an image of a tree. It fails with a [TooSmallError], an error
@@ -176,8 +180,14 @@ func NewPlan(t *filetree.Tree, o Options) (*Plan, error) {
 	return p, nil
 }
 
+// Kept tells whether the plan keeps the places of [Options.Parent].
+func (p *Plan) Kept() bool { return p.kept != nil }
+
 // Size is the size of the image in bytes.
 func (p *Plan) Size() int64 { return p.size }
+
+// Tree is what the plan is of.
+func (p *Plan) Tree() *filetree.Tree { return p.t }
 
 // UUID is the filesystem's.
 func (p *Plan) UUID() [16]byte { return p.uuid }

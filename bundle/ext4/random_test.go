@@ -101,6 +101,8 @@ func randomTree(t *rapid.T) *filetree.Tree {
 			Mode: mode | rapid.Uint32Range(0, 0o7777).Draw(t, "permissions"), UID: u32.Draw(t, "uid"), GID: u32.Draw(t, "gid"),
 			Flags: rapid.Uint32().Draw(t, "flags") &^ 0x40000000, // of casefold there is a warning
 			Mtime: filetree.Time{Sec: sec.Draw(t, "sec"), Nsec: rapid.Uint32Range(0, 999_999_999).Draw(t, "nsec")},
+			Ctime: filetree.Time{Sec: rapid.OneOf(sec, rapid.SampledFrom([]int64{-1 << 33, 1 << 33})).Draw(t, "csec"), Nsec: rapid.Uint32Range(0, 999_999_999).Draw(t, "cnsec")},
+			Dev:   rapid.SampledFrom([]uint64{0, 2049, 1<<64 - 1}).Draw(t, "dev"), Ino: rapid.Uint64().Draw(t, "ino"),
 		}
 	}
 	xattrs := func() []filetree.Xattr {

@@ -185,6 +185,7 @@ func (p *Plan) planSets() error {
 // value is the value of an attribute that has an inode of its own.
 type value struct {
 	ino  uint32
+	set  int
 	refs uint32 // attribute blocks that refer to it
 	data []byte
 }
@@ -202,7 +203,7 @@ func (p *Plan) values() iter.Seq[value] {
 			}
 			for _, x := range packSet(p.t.Set(i)).values {
 				ino++
-				if !yield(value{ino, s.blocks, x.value}) {
+				if !yield(value{ino, i, s.blocks, x.value}) {
 					return
 				}
 			}
