@@ -116,6 +116,15 @@ func (a *AllowedSigners) Check(key ssh.PublicKey, principal, namespace string) (
 	return nil, fmt.Errorf("%w: %s is not in the allowed_signers file (%d keys are)", ErrUntrusted, Fingerprint(key), len(a.entries))
 }
 
+// Knows says whether a key with this fingerprint (Fingerprint's) may sign for
+// principal in namespace at some time.
+func (a *AllowedSigners) Knows(fingerprint, principal, namespace string) bool {
+	return slices.ContainsFunc(a.entries, func(e AllowedSigner) bool {
+		return Fingerprint(e.Key) == fingerprint && matchList(principal, e.Principals) &&
+			(e.Namespaces == "" || matchList(namespace, e.Namespaces))
+	})
+}
+
 // At makes sure that the grant held at time t: else ErrExpired.
 func (g *Grant) At(t time.Time) error {
 	for _, e := range g.lines {

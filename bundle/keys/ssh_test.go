@@ -101,8 +101,11 @@ func keyFiles(t testing.TB, dir string) map[string]string {
 	t.Helper()
 	files := map[string]string{}
 	for _, k := range []struct{ name, kind, bits string }{
-		{"ed25519", "ed25519", "256"}, {"rsa", "rsa", "2048"},
-		{"p256", "ecdsa", "256"}, {"p384", "ecdsa", "384"}, {"p521", "ecdsa", "521"},
+		{"ed25519", "ed25519", "256"},
+		{"rsa", "rsa", "2048"},
+		{"p256", "ecdsa", "256"},
+		{"p384", "ecdsa", "384"},
+		{"p521", "ecdsa", "521"},
 	} {
 		files[k.name] = filepath.Join(dir, k.name)
 		run(t, nil, "ssh-keygen", "-q", "-t", k.kind, "-b", k.bits, "-N", "", "-C", "a comment", "-f", files[k.name])
