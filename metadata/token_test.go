@@ -133,6 +133,9 @@ func TestTokens(t *testing.T) {
 		}
 	}
 	t.Logf("%d cases", len(cases))
+	if len(cases) < 80 {
+		t.Errorf("%d cases are fewer than the 80 that are promised", len(cases))
+	}
 
 	w := ask(h, req, "PUT", tokenPath, ttlHeader+": 300")
 	if w.Header().Get(ttlHeader) != "300" || w.Header().Get("Content-Type") != "text/plain" || len(w.Body.String()) != 56 || w.Header().Get("Connection") != "close" {

@@ -267,12 +267,12 @@ func addLauncher(so *server.Options, ec2Key string) error {
 	return nil
 }
 
-// limitGarbage lets about 64 MiB of garbage gather beside what the records
+// limitGarbage lets about 48 MiB of garbage gather beside what the records
 // take, however many they are: few collections for a few, little memory for
 // many. GOGC in the environment has the last word.
 func limitGarbage(live int64) {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(int(min(max((64<<20)*100/max(live, 1), 25), 1600)))
+		debug.SetGCPercent(int(min(max((48<<20)*100/max(live, 1), 15), 1600)))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net"
 	"net/http"
@@ -50,6 +51,10 @@ func listenControl(ctx context.Context, path string) (net.Listener, error) {
 		c.Close()
 		return nil, fmt.Errorf("making the control socket %s: another server uses it", path)
 	} else if errors.Is(err, unix.ECONNREFUSED) {
+		// A file that is no socket refuses connections too.
+		if fi, serr := os.Lstat(path); serr == nil && fi.Mode().Type() != fs.ModeSocket {
+			return nil, fmt.Errorf("making the control socket: %s is there, and is no socket", path)
+		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("making the control socket: %w", err)
 		}

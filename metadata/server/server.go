@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -210,22 +211,29 @@ func Run(ctx context.Context, o Options) (err error) {
 }
 
 func (r *running) listeners(ctx context.Context) ([]net.Listener, []Listen, error) {
+	var given []net.Listener
+	var givenSpecs []Listen
+	if r.o.Activation {
+		var err error
+		if given, givenSpecs, err = activated(); err != nil {
+			return given, nil, err
+		}
+	}
 	var lns []net.Listener
 	var specs []Listen
 	for _, l := range r.o.Listen {
+		// The service's --listen and the socket's ListenStream may name the
+		// same place: the socket is there already.
+		if slices.ContainsFunc(givenSpecs, func(g Listen) bool { return g.Address == l.Address && g.Interface == l.Interface }) {
+			continue
+		}
 		ln, err := l.open(ctx)
 		if err != nil {
-			return lns, nil, err
+			return append(lns, given...), nil, err
 		}
 		lns, specs = append(lns, ln), append(specs, l)
 	}
-	if r.o.Activation {
-		more, moreSpecs, err := activated()
-		lns, specs = append(lns, more...), append(specs, moreSpecs...)
-		if err != nil {
-			return lns, nil, err
-		}
-	}
+	lns, specs = append(lns, given...), append(specs, givenSpecs...)
 	if len(lns) == 0 {
 		return nil, nil, errors.New("metadata server: no place to listen at: give --listen 169.254.169.254:80")
 	}

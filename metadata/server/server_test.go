@@ -391,6 +391,16 @@ func TestControl(t *testing.T) {
 	if _, err := listenControl(ctx, filepath.Join(dir, "run", "ctl.sock")); err == nil || !strings.Contains(err.Error(), "another server") {
 		t.Errorf("a second server on the control socket: %v", err)
 	}
+	precious := filepath.Join(dir, "precious")
+	if err := os.WriteFile(precious, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenControl(ctx, precious); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("a control socket in the place of a file: %v", err)
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Errorf("the file: %v", err)
+	}
 }
 
 func TestOpenSigner(t *testing.T) {

@@ -9,6 +9,8 @@ package ticket
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"filippo.io/age"
 	"golang.org/x/sys/unix"
@@ -105,6 +109,9 @@ type Options struct {
 // maxTicket is the most an answer may have, in bytes.
 const maxTicket = 16 << 20
 
+// maxToken is the most a token may have; ours have 56.
+const maxToken = 1024
+
 // New returns a client of the server at base, "http://169.254.169.254", with a
 // recipient of its own: it is one claim.
 func New(base string, o Options) (*Client, error) {
@@ -116,7 +123,7 @@ func New(base string, o Options) (*Client, error) {
 		o.Timeout = 30 * time.Second
 	}
 	// Metadata is never asked for through a proxy, and never follows elsewhere.
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext}
+	tr := &http.Transport{DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10, DialContext: (&net.Dialer{}).DialContext}
 	if !o.AnyPort {
 		tr.DialContext = dialPrivileged
 	}
@@ -164,12 +171,30 @@ func (c *Client) Claim(ctx context.Context) (*Ticket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the launch ticket: %w", err)
 	}
-	t := new(Ticket)
-	if err := json.Unmarshal(b, t); err != nil {
+	t, err := parse(b)
+	if err != nil {
 		return nil, fmt.Errorf("reading the launch ticket: %w", err)
 	}
-	if t.Version != Version {
-		return nil, fmt.Errorf("reading the launch ticket: it has version %d, this program knows %d: use the initrd of the server's release", t.Version, Version)
+	return t, nil
+}
+
+// parse reads a ticket that was opened.
+func parse(b []byte) (*Ticket, error) {
+	var v struct{ Version int }
+	if err := json.Unmarshal(b, &v); err != nil {
+		return nil, err
+	}
+	if v.Version != Version {
+		return nil, fmt.Errorf("it has version %d, this program knows %d: use the initrd of the server's release", v.Version, Version)
+	}
+	t := new(Ticket)
+	if err := json.Unmarshal(b, t); err != nil {
+		return nil, err
+	}
+	if t.ManifestBytes != nil {
+		if sum := sha256.Sum256(t.ManifestBytes); hex.EncodeToString(sum[:]) != t.ManifestSHA256 {
+			return nil, errors.New("its manifest is not the one whose digest it names")
+		}
 	}
 	return t, nil
 }
@@ -192,6 +217,9 @@ func (c *Client) post(ctx context.Context, path string) ([]byte, error) {
 			token, err := c.do(ctx, http.MethodPut, "/latest/api/token", nil, http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"21600"}})
 			if err != nil {
 				return nil, err
+			}
+			if len(token) > maxToken || printable(string(token)) != string(token) || len(token) == 0 {
+				return nil, errors.New("the metadata server's answer is no token")
 			}
 			c.token = string(token)
 		}
@@ -216,7 +244,7 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, h htt
 		return nil, err
 	}
 	defer res.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(res.Body, maxTicket))
+	b, err := io.ReadAll(io.LimitReader(res.Body, maxTicket+1))
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +253,20 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, h htt
 		if strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain") {
 			reason, _, _ = strings.Cut(strings.TrimSpace(string(b)), "\n")
 		}
-		return nil, &StatusError{res.StatusCode, reason[:min(len(reason), 300)]}
+		return nil, &StatusError{res.StatusCode, printable(reason[:min(len(reason), 300)])}
+	}
+	if len(b) > maxTicket {
+		return nil, fmt.Errorf("the metadata server's answer has more than %d bytes", maxTicket)
 	}
 	return b, nil
+}
+
+// printable is s without what could do something to a console.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, s)
 }

@@ -242,7 +242,7 @@ pid = os.fork()
 if pid == 0:
     os.dup2(sock.fileno(), 3); os.set_inheritable(3, True)
     env = dict(os.environ, LISTEN_FDS="1", LISTEN_FDNAMES="web", LISTEN_PID=str(os.getpid()), NOTIFY_SOCKET=dir + "/notify", WATCHDOG_USEC="400000")
-    os.execve(program, [program, "metadata", "serve", "--instances", dir + "/instances", "--state", dir + "/state", "--control", dir + "/ctl", "--access-log", "none"], env)
+    os.execve(program, [program, "metadata", "serve", "--instances", dir + "/instances", "--state", dir + "/state", "--control", dir + "/ctl", "--access-log", "none", "--listen", "169.254.169.254"], env) # which the socket serves already
 sock.close()
 notified = ""
 def until(word):
