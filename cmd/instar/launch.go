@@ -39,7 +39,9 @@ part before it is decrypted), or takes an image with --disk, and boots it in
 QEMU with a metadata server of its own: with your SSH keys, hostname and user
 data, by the image's own kernel. It says how to log in, runs until the machine
 powers off or Ctrl-C, and leaves nothing behind. What the machine writes is
-thrown away unless --keep is given with --disk.
+thrown away unless --keep is given with --disk; a reboot keeps it. Metadata is
+at http://169.254.169.254 in the machine, as long as it runs; of the machine's
+connections only those go elsewhere than they say. No privilege is needed.
 
 The kernel is the newest in the image's /boot, which debugfs (e2fsprogs) reads;
 for an image that is partitioned, not ext4, or without a kernel,
@@ -101,6 +103,9 @@ func (o *launchOptions) instance() (metadata.Instance, error) {
 			return in, failf(exitFile, "reading the SSH key: %w", err)
 		}
 		line := strings.TrimSpace(string(data))
+		if strings.Contains(line, "PRIVATE KEY-----") {
+			return in, usagef("--ssh-key %s: this is a private key; the public one is commonly in %s.pub", name, name)
+		}
 		if err := inject.CheckKey(line, false); err != nil {
 			return in, usagef("--ssh-key %s: %w", name, err)
 		}
@@ -141,6 +146,10 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	// What is lacking here is said before anything is fetched.
+	if err := launch.Check(launch.Options{Arch: o.arch, Accel: o.accel, SSHPort: o.port}); err != nil {
+		return err
+	}
 	scratch := o.scratch
 	if scratch == "" {
 		scratch = a.tempDir()
@@ -171,6 +180,13 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 		}
 		a.ui.Say("the image's kernel is %s", release)
 	}
+	login := o.user
+	if login == "" {
+		// Only for what is said; an image that debugfs cannot read is root's.
+		if login, err = launch.LoginOf(ctx, disk); err != nil || login == "" {
+			login = "root"
+		}
+	}
 	init := o.init
 	if init == "" {
 		var done func()
@@ -194,7 +210,7 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	err = launch.Run(ctx, launch.Options{
 		Kernel: kernel, Initrd: ramdisk, Disk: disk, Keep: o.keep || disk != o.disk, Instance: in, User: o.user,
 		Arch: o.arch, Memory: o.memory, CPUs: o.cpus, Accel: o.accel, SSHPort: o.port, Append: o.append, Console: console,
-		Ready: func(m launch.Machine) { o.ready(a, m) },
+		Ready: func(m launch.Machine) { o.ready(a, m, login) },
 	})
 	if failed := shown.failed; failed != "" && err == nil {
 		return fmt.Errorf("the machine did not boot: %s", failed)
@@ -203,14 +219,13 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 }
 
 // ready says how to get in, when somebody is there to let one in.
-func (o *launchOptions) ready(a *app, m launch.Machine) {
+func (o *launchOptions) ready(a *app, m launch.Machine, user string) {
 	if !m.SSH {
 		a.ui.Say("started (%s); metadata for the machine at %s", m.Accel, m.Metadata)
+		if m.NotUsual != nil {
+			a.ui.Warn(fmt.Sprintf("not at 169.254.169.254, where the machine finds what this one would: connections cannot be redirected (%v)", m.NotUsual), nil)
+		}
 		return
-	}
-	user := o.user
-	if user == "" {
-		user = "root"
 	}
 	// The host key is new with each instance: nothing to remember.
 	line := fmt.Sprintf("ssh -p %d -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no %s@127.0.0.1", m.SSHPort, user)

@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"go.yaml.in/yaml/v4"
 )
 
 // hostArch is this machine's architecture as QEMU and EC2 call it.
@@ -69,6 +71,36 @@ func KernelOf(ctx context.Context, disk, dir string) (kernel, release, root stri
 	return "", "", "", fmt.Errorf("%w: the modules of %s are not in %s", ErrNoKernel, release, disk)
 }
 
+// LoginOf is the user whom cloud-init in a disk image, as [KernelOf] takes it,
+// lets in; "" if the image has no cloud-init that is enabled, or it says none.
+func LoginOf(ctx context.Context, disk string) (string, error) {
+	for _, f := range []struct {
+		dir, name string
+		want      bool
+	}{{"/usr/bin", "cloud-init", true}, {"/etc/cloud", "cloud-init.disabled", false}} {
+		names, err := debugfsList(ctx, disk, f.dir)
+		if err != nil || slices.Contains(names, f.name) != f.want {
+			return "", err
+		}
+	}
+	text, err := debugfsOutput(ctx, disk, "cat /etc/cloud/cloud.cfg")
+	if err != nil {
+		return "", err
+	}
+	var config struct {
+		System struct {
+			User struct {
+				Name string `yaml:"name"`
+			} `yaml:"default_user"`
+		} `yaml:"system_info"`
+	}
+	// A file that cannot be understood, or a name that is none, says nothing.
+	if len(text) > 1<<20 || yaml.Unmarshal([]byte(text), &config) != nil || !plainName(config.System.User.Name) {
+		return "", nil
+	}
+	return config.System.User.Name, nil
+}
+
 // plainName tells whether a name can stand in a debugfs request.
 func plainName(s string) bool {
 	return s != "" && strings.IndexFunc(s, func(r rune) bool {
@@ -91,6 +123,9 @@ func debugfsOutput(ctx context.Context, disk, request string) (string, error) {
 	if err != nil {
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("%w: install e2fsprogs", err)
 		}
 		return "", fmt.Errorf("looking into %s: %w", disk, err)
 	}

@@ -51,6 +51,9 @@ type Options struct {
 type Machine struct {
 	SSHPort  int
 	Metadata string // URL of the metadata server, for the guest
+	// NotUsual is why Metadata is not http://169.254.169.254, which then leads
+	// from the guest to whatever this machine finds there; else nil.
+	NotUsual error
 	Accel    string
 	SSH      bool // sshd answers
 }
@@ -58,62 +61,127 @@ type Machine struct {
 // guestHost is this machine as the guest sees it through QEMU's own router.
 const guestHost = "10.0.2.2"
 
+// panicked is how a console says that the kernel has given up.
+const panicked = "Kernel panic - not syncing"
+
+// ErrPanic is wrapped where the guest's kernel panicked.
+var ErrPanic = errors.New("the machine's kernel panicked")
+
 // Run runs a machine until it powers off or ctx ends; then the machine is
-// stopped as by pulling its plug, and the error is ctx's.
+// stopped as by pulling its plug, and the error is ctx's. A reboot boots it
+// again by the same kernel and initrd.
 func Run(ctx context.Context, o Options) error {
 	if err := o.complete(); err != nil {
 		return err
 	}
-	base, stop, err := serve(o.Instance)
+	if o.SSHPort == 0 {
+		port, err := freePort()
+		if err != nil {
+			return fmt.Errorf("launching: %w", err)
+		}
+		o.SSHPort = port
+	}
+	handler, err := o.metadata()
 	if err != nil {
 		return fmt.Errorf("launching: %w", err)
 	}
-	defer stop()
-	if o.SSHPort == 0 {
-		if o.SSHPort, err = freePort(); err != nil {
-			return fmt.Errorf("launching: %w", err)
-		}
+	// Where connections cannot be redirected.
+	fallback, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("launching: %w", err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, o.Qemu, o.arguments(base)...)
-	console := &lastLines{w: o.Console}
-	cmd.Stdout, cmd.Stderr = console, console
-	// Pipes that a child holds open must not keep us.
-	cmd.WaitDelay = 5 * time.Second
-	if err := cmd.Start(); err != nil {
+	defer fallback.Close()
+	m := Machine{SSHPort: o.SSHPort, Metadata: fmt.Sprintf("http://%s:%d", guestHost, fallback.Addr().(*net.TCPAddr).Port), Accel: o.Accel}
+	running, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	console := &lastLines{w: o.Console, panicked: func() {
+		// The rest of what it has to say follows at once.
+		time.AfterFunc(3*time.Second, func() { cancel(ErrPanic) })
+	}}
+	p, err := start(func(redirected bool) *exec.Cmd {
+		if redirected {
+			m.Metadata = "http://" + metadataAddress.Addr().String()
+		}
+		cmd := exec.CommandContext(running, o.Qemu, o.arguments(m.Metadata)...)
+		cmd.Stdout, cmd.Stderr = console, console
+		// Pipes that a child holds open must not keep us.
+		cmd.WaitDelay = 5 * time.Second
+		return cmd
+	})
+	if err != nil {
 		return fmt.Errorf("launching: starting %s: %w", o.Qemu, err)
 	}
-	m := Machine{SSHPort: o.SSHPort, Metadata: base, Accel: o.Accel}
-	var waiting sync.WaitGroup
+	m.NotUsual = p.refused
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	guests := newPairs()
+	if p.refused == nil {
+		fallback.Close()
+		beside.Go(func() {
+			if err := p.redirect(running, guests); err != nil {
+				cancel(fmt.Errorf("answering the machine's connections: %w", err))
+			}
+		})
+		beside.Go(func() { serve(running, handler, guests) })
+	} else {
+		beside.Go(func() { serve(running, handler, fallback) })
+	}
 	if o.Ready != nil {
 		o.Ready(m)
-		waiting.Go(func() {
-			if awaitSSH(ctx, o.SSHPort) {
+		beside.Go(func() {
+			if awaitSSH(running, o.SSHPort) {
 				m.SSH = true
 				o.Ready(m)
 			}
 		})
 	}
-	err = cmd.Wait()
-	ended := ctx.Err()
-	cancel()
-	waiting.Wait()
+	err = <-p.ended
+	ended := running.Err()
+	why := context.Cause(running)
+	cancel(nil)
 	switch {
+	case errors.Is(why, ErrPanic):
+		return fmt.Errorf("launching: %w: %s", ErrPanic, console.panic())
 	case ended != nil:
-		return fmt.Errorf("launching: %w", context.Cause(ctx))
+		return fmt.Errorf("launching: %w", why)
 	case err != nil:
-		return fmt.Errorf("launching: %s: %w: %s", o.Qemu, err, console.last())
+		return fmt.Errorf("launching: %s: %w: %w", o.Qemu, err, console.last())
 	}
 	return nil
 }
 
-func (o *Options) complete() error {
+// Check says, before there is a kernel or an image, why a machine of that
+// kind could not be launched here.
+func Check(o Options) error { return o.check() }
+
+// check fills in what does not depend on files, and sees that it can be had.
+func (o *Options) check() error {
 	if o.Arch == "" {
 		o.Arch = hostArch()
 	}
 	if o.Arch != "x86_64" && o.Arch != "aarch64" {
 		return fmt.Errorf("launching: architecture %q is neither x86_64 nor aarch64", o.Arch)
+	}
+	if o.Qemu == "" {
+		o.Qemu = "qemu-system-" + o.Arch
+	}
+	if _, err := exec.LookPath(o.Qemu); err != nil {
+		return fmt.Errorf("launching: %w: install QEMU (on Debian: qemu-system-x86 or qemu-system-arm)", err)
+	}
+	if o.SSHPort != 0 {
+		if err := portIsFree(o.SSHPort); err != nil {
+			return fmt.Errorf("launching: port %d for the machine's sshd: %w", o.SSHPort, err)
+		}
+	}
+	if o.Accel == "kvm" && (o.Arch != hostArch() || !kvmWorks()) {
+		return fmt.Errorf("launching: KVM does not work here for %s: /dev/kvm is absent, not permitted, or of another architecture", o.Arch)
+	}
+	return nil
+}
+
+func (o *Options) complete() error {
+	if err := o.check(); err != nil {
+		return err
 	}
 	for _, f := range []struct{ what, name string }{{"kernel", o.Kernel}, {"initrd", o.Initrd}, {"disk image", o.Disk}} {
 		if _, err := os.Stat(f.name); err != nil {
@@ -125,12 +193,6 @@ func (o *Options) complete() error {
 	}
 	if o.CPUs == 0 {
 		o.CPUs = 1
-	}
-	if o.Qemu == "" {
-		o.Qemu = "qemu-system-" + o.Arch
-	}
-	if _, err := exec.LookPath(o.Qemu); err != nil {
-		return fmt.Errorf("launching: %w: install QEMU (on Debian: qemu-system-x86 or qemu-system-arm)", err)
 	}
 	switch o.Accel {
 	case "":
@@ -189,7 +251,7 @@ func (o *Options) arguments(base string) []string {
 	}
 	return []string{
 		"-machine", machine, "-accel", o.Accel, "-cpu", cpu, "-smp", strconv.Itoa(o.CPUs), "-m", strconv.Itoa(o.Memory),
-		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio",
+		"-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio",
 		"-kernel", o.Kernel, "-initrd", o.Initrd, "-append", strings.Join(params, " "),
 		"-drive", "if=none,id=disk,format=raw,discard=unmap,snapshot=" + snapshot + ",file=" + strings.ReplaceAll(o.Disk, ",", ",,"),
 		"-device", "virtio-blk-pci,drive=disk",
@@ -199,36 +261,40 @@ func (o *Options) arguments(base string) []string {
 	}
 }
 
-// serve runs a metadata server for the one instance. QEMU's router makes every
-// connection of the guest one from 127.0.0.1.
-func serve(in metadata.Instance) (base string, stop func(), err error) {
+// metadata is the metadata server for the one instance. Every connection of the
+// guest counts as one from 127.0.0.1.
+func (o *Options) metadata() (http.Handler, error) {
+	in := o.Instance
 	in.Caller = metadata.Caller{Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
 	set, err := metadata.NewSet(&in)
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	handler, err := metadata.New(metadata.Options{Source: metadata.Static(set)})
-	if err != nil {
-		return "", nil, err
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
-	}
-	srv := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return metadata.ConnContext(ctx, c, "", "") },
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		srv.Serve(l)
-	}()
-	stop = func() {
+	return metadata.New(metadata.Options{Source: metadata.Static(set)})
+}
+
+// serve serves metadata until ctx ends.
+func serve(ctx context.Context, handler http.Handler, l net.Listener) {
+	// No connection is looked at: hop limits end at QEMU's router.
+	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
 		srv.Close()
-		<-done
+	})
+	srv.Serve(l) // ends when the server is closed
+	if !stop() {
+		<-closed
 	}
-	return fmt.Sprintf("http://%s:%d", guestHost, l.Addr().(*net.TCPAddr).Port), stop, nil
+}
+
+// portIsFree says why nothing can listen on the port of 127.0.0.1.
+func portIsFree(port int) error {
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 func freePort() (int, error) {
@@ -271,21 +337,42 @@ func greets(ctx context.Context, port int) bool {
 	return err == nil && string(b) == "SSH-"
 }
 
-// lastLines passes on what is written and remembers the end of it.
+// lastLines passes on what is written and remembers the end of it, and where
+// the kernel panicked.
 type lastLines struct {
-	w    io.Writer
-	mu   sync.Mutex
-	tail []byte
+	w        io.Writer
+	panicked func() // called once
+	mu       sync.Mutex
+	tail     []byte
+	reason   string
 }
 
 func (l *lastLines) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	l.tail = append(l.tail, p...)
+	first := false
+	if l.reason == "" {
+		if _, rest, ok := bytes.Cut(l.tail, []byte(panicked)); ok {
+			if line, _, ok := bytes.Cut(rest, []byte("\n")); ok {
+				l.reason = strings.Trim(string(line), ": \r")
+				first = true
+			}
+		}
+	}
 	if over := len(l.tail) - 2048; over > 0 {
 		l.tail = append(l.tail[:0], l.tail[over:]...)
 	}
 	l.mu.Unlock()
+	if first {
+		l.panicked()
+	}
 	return l.w.Write(p)
+}
+
+func (l *lastLines) panic() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reason
 }
 
 func (l *lastLines) last() error {

@@ -8,11 +8,16 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,13 +25,19 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/instar-image/instar/initrd/internal/qemutest"
-	"github.com/instar-image/instar/test/servers"
 )
 
-// programs is where instar and instar-init lie beside each other.
-var programs string
+// programs is where instar and instar-init lie beside each other, built once.
+var (
+	programs string
+	building sync.Once
+)
 
 func TestMain(m *testing.M) {
+	if os.Getenv(withoutRedirection) != "" {
+		fmt.Fprintln(os.Stderr, becomeUnredirected(os.Args[1:]))
+		os.Exit(125)
+	}
 	dir, err := os.MkdirTemp("", "instar-launch-test-*")
 	if err != nil {
 		panic(err)
@@ -49,15 +60,16 @@ func must(t testing.TB, err error) {
 func instar(t testing.TB) string {
 	t.Helper()
 	name := filepath.Join(programs, "instar")
-	if _, err := os.Stat(name); err == nil {
-		return name
-	}
-	data, err := os.ReadFile(qemutest.Init(t))
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(programs, "instar-init"), data, 0o755))
-	data, err = os.ReadFile(qemutest.BuildProgram(t, "github.com/instar-image/instar/cmd/instar"))
-	must(t, err)
-	must(t, os.WriteFile(name, data, 0o755))
+	building.Do(func() {
+		for _, p := range []struct{ from, to string }{
+			{qemutest.Init(t), filepath.Join(programs, "instar-init")},
+			{qemutest.BuildProgram(t, "github.com/instar-image/instar/cmd/instar"), name},
+		} {
+			data, err := os.ReadFile(p.from)
+			must(t, err)
+			must(t, os.WriteFile(p.to, data, 0o755))
+		}
+	})
 	return name
 }
 
@@ -132,41 +144,29 @@ func sshKey(t testing.TB) (ssh.Signer, string) {
 }
 
 // debian is a Debian with systemd, sshd and the test kernel, as a machine of
-// its own would have it: bootstrapped once a user, and copied.
-func debian(t testing.TB) string {
+// its own would have it: of the flavour that test/debian makes.
+func debian(t testing.TB, flavour string) string {
 	t.Helper()
-	cache, err := os.UserCacheDir()
-	must(t, err)
-	cache = filepath.Join(cache, "instar", "debian")
-	must(t, os.MkdirAll(cache, 0o755))
-	lock, err := os.OpenFile(filepath.Join(cache, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
-	must(t, err)
-	defer lock.Close()
-	must(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
+	out, err := exec.Command("../../test/debian", flavour).Output()
+	if err != nil {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			t.Logf("%s", exit.Stderr)
+		}
+		t.Fatalf("making a Debian: %v", err)
+	}
 	kernel, modules := qemutest.Kernel(t)
 	release := strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-")
 	root := filepath.Join(t.TempDir(), "debian")
 	shell(t, `set -eu
-export LC_ALL=C DEBIAN_FRONTEND=noninteractive
-if [ ! -e "$1/bookworm.tar" ]; then
-	rm -rf "$1/new"
-	debootstrap --variant=minbase --include=systemd-sysv,openssh-server,udev,dbus,iproute2 bookworm "$1/new" >"$1/log" 2>&1 || { tail -20 "$1/log"; exit 1; }
-	rm -rf "$1/new/var/lib/apt/lists" "$1"/new/var/cache/apt/archives/*.deb "$1"/new/usr/share/doc "$1"/new/usr/share/man "$1"/new/usr/share/locale
-	printf '[Match]\nName=e*\n[Network]\nDHCP=yes\n' >"$1/new/etc/systemd/network/10-all.network"
-	chroot "$1/new" systemctl -q enable systemd-networkd
-	tar -C "$1/new" -cf "$1/part" .
-	mv "$1/part" "$1/bookworm.tar"
-	rm -rf "$1/new"
-fi
 mkdir "$2"
-tar -C "$2" -xf "$1/bookworm.tar"
+tar -C "$2" -xf "$1"
 cp "$3" "$2/boot/"
 mkdir -p "$2/usr/lib/modules/$5"
 cd "$4/lib/modules/$5"
 cp -r --parents modules.builtin kernel/drivers/virtio kernel/drivers/net/virtio_net.ko kernel/drivers/net/net_failover.ko \
 	kernel/net/core kernel/drivers/block/virtio_blk.ko kernel/drivers/char/hw_random "$2/usr/lib/modules/$5/"
 printf 'UUID=aaaa / ext4 defaults 0 1\nUUID=bbbb /home ext4 defaults 0 2\nUUID=cccc none swap sw 0 0\n' >"$2/etc/fstab"`,
-		cache, root, kernel, modules, release)
+		strings.TrimSpace(string(out)), root, kernel, modules, release)
 	return root
 }
 
@@ -223,16 +223,16 @@ func launch(t testing.TB, env []string, args ...string) *guest {
 	return g
 }
 
-// port waits until the machine says how to log in.
-func (g *guest) port() string {
+// ready waits until the machine says how to log in: to what port, as whom.
+func (g *guest) ready() (port, user string) {
 	g.t.Helper()
 	for line := range g.lines {
-		if m := regexp.MustCompile(`^ssh -p (\d+) `).FindStringSubmatch(line); m != nil {
-			return m[1]
+		if m := regexp.MustCompile(`^ssh -p (\d+) .* (\w+)@127\.0\.0\.1$`).FindStringSubmatch(line); m != nil {
+			return m[1], m[2]
 		}
 	}
 	g.t.Fatalf("instar launch ended without a login: %v\n%s", <-g.done, g.stderr)
-	return ""
+	return "", ""
 }
 
 // end waits for the end of instar launch.
@@ -245,9 +245,7 @@ func (g *guest) end() error {
 func login(t testing.TB, port, user string, key ssh.Signer) *ssh.Client {
 	t.Helper()
 	// A slow machine answers late; there is a limit to the guest as a whole.
-	c, err := ssh.Dial("tcp", "127.0.0.1:"+port, &ssh.ClientConfig{
-		User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(key)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 2 * time.Minute,
-	})
+	c, err := dial(port, user, key)
 	if err != nil {
 		t.Fatalf("logging in: %v", err)
 	}
@@ -255,65 +253,26 @@ func login(t testing.TB, port, user string, key ssh.Signer) *ssh.Client {
 	return c
 }
 
+func dial(port, user string, key ssh.Signer) (*ssh.Client, error) {
+	return ssh.Dial("tcp", "127.0.0.1:"+port, &ssh.ClientConfig{
+		User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(key)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 2 * time.Minute,
+	})
+}
+
+// remote runs a command in the machine and returns what it printed, without
+// its errors.
 func remote(t testing.TB, c *ssh.Client, command string) string {
 	t.Helper()
 	s, err := c.NewSession()
 	must(t, err)
 	defer s.Close()
-	out, err := s.CombinedOutput(command)
+	var errs bytes.Buffer
+	s.Stderr = &errs
+	out, err := s.Output(command)
 	if err != nil {
-		t.Errorf("%s: %v\n%s", command, err, out)
+		t.Errorf("%s: %v\n%s%s", command, err, out, errs.String())
 	}
 	return strings.TrimSpace(string(out))
-}
-
-// leaks lists files that all may read and that hold a piece of the user data.
-const leaks = "find / /run -xdev -newer /etc/machine-id -type f -perm -o=r -exec grep -l 'echo ran' {} + 2>/dev/null; true"
-
-// TestLaunch captures a Debian to MinIO, boots the bundle and logs in.
-func TestLaunch(t *testing.T) {
-	root := debian(t)
-	key, cert := keyFiles(t, "user")
-	_, cloudCert := keyFiles(t, "cloud")
-	minio := servers.MinIO(t)
-	bucket := minio.Bucket(t)
-	env := minio.Env()
-	if out, errs, status := run(t, env, "bundle-vol", "-v", root, "--all", "-s", "1024", "-b", bucket+"/web", "-k", key, "-c", cert,
-		"--ec2cert", cloudCert, "-u", "111122223333", "-r", "x86_64", "--no-inherit", "-p", "web"); status != 0 && status != 24 {
-		t.Fatalf("bundle-vol: exit status %d\n%s%s", status, out, errs)
-	}
-	signer, pub := sshKey(t)
-	userData := filepath.Join(t.TempDir(), "user-data")
-	must(t, os.WriteFile(userData, []byte("#cloud-config\nwrite_files: [ { path: /etc/from-user-data, content: hello } ]\nruncmd: [ 'echo ran >> /root/ran' ]\n"), 0o600))
-	g := launch(t, env, "-b", bucket+"/web", "-m", "web.manifest.xml", "-k", key, "--ssh-key", pub, "--user-data", userData,
-		"--hostname", "web-1", "--disk-size", "2g", "--memory", "768", "--accel", "tcg", "--scratch", t.TempDir())
-	client := login(t, g.port(), "root", signer)
-	remote(t, client, "systemctl is-system-running --wait")
-	for command, want := range map[string]string{
-		"hostname":                         "^web-1$",
-		"cat /root/ran":                    "^ran$",
-		"cat /etc/from-user-data":          "^hello$",
-		"systemctl --failed --no-legend":   "^$",
-		"stat -f -c '%b %S' /":             "^[45][0-9]{5} 4096$", // grown to the disk of 2 GiB
-		"cat /run/instar/instance.json":    `"instance-id": "i-launch"`,
-		"cat /etc/machine-id":              "^[0-9a-f]{32}$",
-		"tail -n1 /var/lib/instar/journal": `"step":"user-data","state":"finished"`,
-		// User data is nobody's to read.
-		"grep -c hello /proc/cmdline; true":                "^0$",
-		"journalctl -b --no-pager | grep from-user-; true": "^$",
-		leaks: "^$",
-	} {
-		if got := remote(t, client, command); !regexp.MustCompile(want).MatchString(got) {
-			t.Errorf("%s says %q, want %q", command, got, want)
-		}
-	}
-	if s, err := client.NewSession(); err == nil {
-		s.Run("systemctl poweroff") // the connection ends before the answer
-		s.Close()
-	}
-	if err := g.end(); err != nil {
-		t.Errorf("instar launch: %v\n%s", err, g.stderr)
-	}
 }
 
 func TestLaunchRefusals(t *testing.T) {
@@ -324,12 +283,20 @@ func TestLaunchRefusals(t *testing.T) {
 	shell(t, `/sbin/mkfs.ext4 -q -F "$1"`, disk)
 	text := filepath.Join(dir, "text")
 	must(t, os.WriteFile(text, []byte("text\n"), 0o600))
+	private := filepath.Join(dir, "private")
+	must(t, os.WriteFile(private, []byte("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n"), 0o600))
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer taken.Close()
+	port := strconv.Itoa(taken.Addr().(*net.TCPAddr).Port)
 	big := filepath.Join(dir, "big")
 	must(t, os.WriteFile(big, bytes.Repeat([]byte("#"), 20000), 0o600))
 	for _, c := range []struct {
 		want string
 		args []string
 	}{
+		{"this is a private key; the public one is commonly in .*private.pub", []string{"--disk", disk, "--ssh-key", private}},
+		{"port " + port + " for the machine's sshd: .*address already in use", []string{"--disk", disk, "--port", port}},
 		{"--keep needs --disk", []string{"--keep"}},
 		{"missing option --(bucket|privatekey)", nil},
 		{"go together", []string{"--disk", disk, "--kernel-file", "/x"}},
@@ -346,6 +313,10 @@ func TestLaunchRefusals(t *testing.T) {
 		if status == 0 || !regexp.MustCompile(c.want).MatchString(errs) {
 			t.Errorf("%q: exit status %d, %q, want %q", c.args, status, errs, c.want)
 		}
+	}
+	_, errs, status := run(t, []string{"PATH=/nowhere"}, "launch", "--disk", disk)
+	if status == 0 || !strings.Contains(errs, "install QEMU (on Debian: qemu-system-x86") {
+		t.Errorf("without QEMU: exit status %d, %q", status, errs)
 	}
 	if left, err := filepath.Glob(filepath.Join(dir, "instar-launch-*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q", left)

@@ -1,0 +1,139 @@
+package launch_test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/instar-image/instar/initrd/internal/qemutest"
+)
+
+// emptyDisk is a disk with an empty filesystem, and the options to boot the
+// test kernel with it.
+func emptyDisk(t testing.TB) []string {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "disk")
+	must(t, os.WriteFile(disk, nil, 0o600))
+	must(t, os.Truncate(disk, 16<<20))
+	shell(t, `/sbin/mkfs.ext4 -q -F "$1"`, disk)
+	kernel, root := qemutest.Kernel(t)
+	return []string{"--disk", disk, "--kernel-file", kernel, "--modules", root, "--accel", "tcg", "--memory", "512"}
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// answering waits until the port is as it should be: QEMU listens on it, or
+// nobody does.
+func answering(t testing.TB, port string, want bool) {
+	t.Helper()
+	for end := time.Now().Add(qemutest.Limit); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			c.Close()
+		}
+		if (err == nil) == want {
+			return
+		}
+	}
+	t.Fatalf("port %s: listened on %v, want %v", port, !want, want)
+}
+
+// TestLaunchEnds ends instar launch, and the machine is gone: with everything
+// else if there was time for it.
+func TestLaunchEnds(t *testing.T) {
+	for _, c := range []struct {
+		signal syscall.Signal
+		status int
+		left   int
+	}{{syscall.SIGINT, 255, 0}, {syscall.SIGTERM, 255, 0}, {syscall.SIGKILL, -1, 1}} {
+		t.Run(c.signal.String(), func(t *testing.T) {
+			scratch, port := t.TempDir(), freePort(t)
+			g := launch(t, nil, append(emptyDisk(t), "--port", port, "--scratch", scratch, "--hostname", "h", "--user-data", "/etc/hostname")...)
+			answering(t, port, true)
+			must(t, g.cmd.Process.Signal(c.signal))
+			err := g.end()
+			answering(t, port, false)
+			if got := g.cmd.ProcessState.ExitCode(); got != c.status {
+				t.Errorf("exit status %d (%v), want %d\n%s", got, err, c.status, g.stderr)
+			}
+			if left, err := filepath.Glob(filepath.Join(scratch, "*")); err != nil || len(left) != c.left {
+				t.Errorf("left behind: %q", left)
+			}
+		})
+	}
+}
+
+const withoutRedirection = "INSTAR_LAUNCH_PLAIN"
+
+// becomeUnredirected replaces this process by a program that is not allowed to
+// have its children's calls answered, as in some containers.
+func becomeUnredirected(argv []string) error {
+	runtime.LockOSThread()
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the call's number
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_SECCOMP, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); errno != 0 {
+		return fmt.Errorf("seccomp: %w", errno)
+	}
+	return syscall.Exec(argv[0], argv, os.Environ())
+}
+
+// TestLaunchMetadata boots the initrd as far as metadata, where connections can
+// be redirected and where not: that is said then.
+func TestLaunchMetadata(t *testing.T) {
+	args := append([]string{"launch", "--append", "instar.stop=metadata", "--user-data", "/etc/hostname", "--hostname", "h", "--scratch", t.TempDir()}, emptyDisk(t)...)
+	const warning = "not at 169.254.169.254"
+	for _, c := range []struct {
+		name, want string
+		plain      bool
+	}{
+		{"redirected", `metadata for the machine at http://169\.254\.169\.254\n`, false},
+		{"not redirected", `metadata for the machine at http://10\.0\.2\.2:\d+\n`, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.CommandContext(t.Context(), instar(t), args...)
+			if c.plain {
+				cmd = exec.CommandContext(t.Context(), "/proc/self/exe", append([]string{instar(t)}, args...)...)
+				cmd.Env = append(os.Environ(), withoutRedirection+"=1")
+			}
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			for _, want := range []string{c.want, `metadata: instance i-launch`, `stopped after metadata`} {
+				if !regexp.MustCompile(want).Match(out) {
+					t.Errorf("lacks %q:\n%s", want, out)
+				}
+			}
+			if strings.Contains(string(out), warning) != c.plain {
+				t.Errorf("warning %q: %v, want %v\n%s", warning, !c.plain, c.plain, out)
+			}
+		})
+	}
+}
