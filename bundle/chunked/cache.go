@@ -1,7 +1,7 @@
 package chunked
 
 import (
-	"container/list"
+	clist "container/list"
 	"context"
 	"sync"
 )
@@ -14,7 +14,7 @@ type cache[K comparable, V any] struct {
 	mu      sync.Mutex
 	used    int64
 	entries map[K]*cacheEntry[K, V]
-	order   *list.List // of *cacheEntry, the last used in front
+	order   *clist.List // of *cacheEntry, the last used in front
 }
 
 type cacheEntry[K comparable, V any] struct {
@@ -22,12 +22,12 @@ type cacheEntry[K comparable, V any] struct {
 	value V
 	err   error
 	cost  int64
-	done  chan struct{} // closed when value or err is there
-	at    *list.Element // nil while it is loaded
+	done  chan struct{}  // closed when value or err is there
+	at    *clist.Element // nil while it is loaded
 }
 
 func newCache[K comparable, V any](limit int64) *cache[K, V] {
-	return &cache[K, V]{limit: limit, entries: map[K]*cacheEntry[K, V]{}, order: list.New()}
+	return &cache[K, V]{limit: limit, entries: map[K]*cacheEntry[K, V]{}, order: clist.New()}
 }
 
 // get gives the value of k, loading it if need be; load says what it costs to

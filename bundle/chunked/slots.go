@@ -70,6 +70,13 @@ func (s *slots) find(d Digest) (uint32, bool) {
 	return n, ok && s.at(n).digest == d
 }
 
+func (s *slots) has(d Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.find(d)
+	return ok
+}
+
 func (s *slots) note(d Digest, n uint32) {
 	if s.seen == nil {
 		s.seen = map[uint64]uint32{}

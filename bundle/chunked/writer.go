@@ -132,7 +132,7 @@ func NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	w := &Writer{
 		o: o, stop: stop, done: ctx.Done(), cause: func() error { return context.Cause(ctx) },
-		free:    make(chan *buffer, 3*o.Workers+6),
+		free:    make(chan *buffer, 3*o.Workers+16),
 		jobs:    make(chan job, o.Workers),
 		streams: map[string]*StreamWriter{},
 	}
@@ -210,6 +210,19 @@ func (w *Writer) Add(p []byte, release func()) Ref {
 		release()
 	}
 	return ref
+}
+
+// knows reports whether Add of p would store nothing.
+func (w *Writer) knows(p []byte) bool {
+	d := DigestOf(p)
+	if w.slots.has(d) {
+		return true
+	}
+	if w.o.Known == nil {
+		return false
+	}
+	_, ok := w.o.Known.Lookup(w.o.Domain.ID(d))
+	return ok
 }
 
 // worker does jobs until there is nothing to do any more.

@@ -137,6 +137,10 @@ func TestWriterRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	out := make(image, size)
+	if err := Restore(t.Context(), st, out, RestoreOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	at := st.ReaderAt(t.Context(), 4<<20)
 	for pos, p := range want {
 		got := make([]byte, len(p)+10)
@@ -151,5 +155,22 @@ func TestWriterRoundTrip(t *testing.T) {
 		if !bytes.Equal(got, full) {
 			t.Fatalf("%d bytes at %d differ", len(p), pos)
 		}
+		if !bytes.Equal(out[pos:pos+int64(len(p))], p) {
+			t.Fatalf("%d restored bytes at %d differ", len(p), pos)
+		}
+		clear(out[pos : pos+int64(len(p))])
 	}
+	if i := bytes.IndexFunc(out, func(r rune) bool { return r != 0 }); i >= 0 {
+		t.Fatalf("byte %d is not zero", i)
+	}
+}
+
+// image is an output in memory.
+type image []byte
+
+func (m image) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(p)) > int64(len(m)) {
+		return 0, fmt.Errorf("%d bytes at %d of %d", len(p), off, len(m))
+	}
+	return copy(m[off:], p), nil
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 )
@@ -17,9 +18,11 @@ const segmentRange = 256 << 20
 type StreamWriter struct {
 	w    *Writer
 	name string
-	size int64
 
 	mu       sync.Mutex
+	size     int64
+	unsized  bool
+	end      int64                   // of what is mapped
 	segments map[int64]*segmentBuild // by number
 	settled  int64                   // below this segment all are settled
 	refs     []placedRef             // of segments that are stored
@@ -48,12 +51,16 @@ type placedRef struct {
 	packs []uint32
 }
 
+// Unsized is the size of a stream whose writer learns it later and then says
+// so by SetSize.
+const Unsized = -1
+
 // Stream begins a stream of size bytes.
 func (w *Writer) Stream(name string, size int64) (*StreamWriter, error) {
 	if err := CheckStreamName(name); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	if size < 0 {
+	if size < Unsized {
 		return nil, fmt.Errorf("%w: stream %q of %d bytes", ErrUsage, name, size)
 	}
 	w.mu.Lock()
@@ -61,13 +68,24 @@ func (w *Writer) Stream(name string, size int64) (*StreamWriter, error) {
 	if w.streams[name] != nil || w.finished {
 		return nil, fmt.Errorf("%w: stream %q is written a second time, or too late", ErrUsage, name)
 	}
-	s := &StreamWriter{w: w, name: name, size: size, segments: map[int64]*segmentBuild{}}
+	s := &StreamWriter{w: w, name: name, size: size, unsized: size == Unsized, segments: map[int64]*segmentBuild{}}
+	if s.unsized {
+		s.size = math.MaxInt64
+	}
 	w.streams[name] = s
 	return s, nil
 }
 
-// Size is the stream's length in bytes.
-func (s *StreamWriter) Size() int64 { return s.size }
+// SetSize says how long a stream is that was [Unsized]. All is mapped.
+func (s *StreamWriter) SetSize(size int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.unsized || size < s.end {
+		return fmt.Errorf("%w: stream %q gets %d bytes, and has %d", ErrUsage, s.name, size, s.end)
+	}
+	s.size, s.unsized = size, false
+	return nil
+}
 
 // Map says that length bytes from pos of the stream are those of ref from
 // start on. Mappings come in any order; of two that overlap, Finish complains.
@@ -76,11 +94,12 @@ func (s *StreamWriter) Map(pos, length int64, ref Ref, start int64) error {
 	if err := s.w.Err(); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if pos < 0 || length < 1 || length > s.size-pos || start < 0 || length > size-start {
 		return fmt.Errorf("%w: %d bytes from %d of a chunk of %d, at %d of stream %q of %d", ErrUsage, length, start, size, pos, s.name, s.size)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.end = max(s.end, pos+length)
 	for length > 0 {
 		n := pos / segmentRange
 		if n < s.settled {
@@ -380,6 +399,10 @@ func (w *Writer) finish(ctx context.Context) (*Result, error) {
 	w.waiting = nil
 	streams := make([]*StreamWriter, 0, len(w.streams))
 	for _, s := range w.streams {
+		if s.unsized {
+			w.mu.Unlock()
+			return nil, fmt.Errorf("%w: nobody said how long stream %q is", ErrUsage, s.name)
+		}
 		streams = append(streams, s)
 		for _, b := range s.segments {
 			rest = append(rest, b)
