@@ -1,0 +1,222 @@
+package images
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/instar-image/instar/bundle/chunked"
+)
+
+// memory is what this machine remembers of a store, in a directory of its own
+// below Options.State: heads/IMAGE, labels/DOMAIN and footers/. Without a
+// directory it lasts as long as the process.
+type memory struct {
+	dir string // "" in memory only
+
+	mu     sync.Mutex
+	heads  map[string]seenHead // if dir is ""
+	labels map[string]string
+}
+
+// seenHead is the newest head seen of an image.
+type seenHead struct {
+	Image    string `json:"image"`
+	Sequence uint64 `json:"sequence"`
+	Document string `json:"document"` // hex SHA-256 of the whole signed document
+}
+
+type seenLabel struct {
+	Domain string `json:"domain"`
+	Label  string `json:"label"`
+}
+
+func openMemory(state, store string) (*memory, error) {
+	m := &memory{heads: map[string]seenHead{}, labels: map[string]string{}}
+	if state == "" {
+		return m, nil
+	}
+	sum := sha256.Sum256([]byte(store))
+	m.dir = filepath.Join(state, "stores", hex.EncodeToString(sum[:16]))
+	for _, d := range []string{"heads", "labels", "footers"} {
+		if err := os.MkdirAll(filepath.Join(m.dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("make the directory that remembers what was seen: %w", err)
+		}
+	}
+	// For people: the directory's name is a hash.
+	name := filepath.Join(m.dir, "store")
+	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+		if err := writeDurable(name, []byte(store+"\n")); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// head is what is remembered of an image's head.
+func (m *memory) head(image string) (seenHead, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.readHead(image)
+}
+
+func (m *memory) readHead(image string) (seenHead, bool, error) {
+	if m.dir == "" {
+		h, ok := m.heads[image]
+		return h, ok, nil
+	}
+	var h seenHead
+	ok, err := readJSON(filepath.Join(m.dir, "heads", image), &h)
+	if ok && h.Image != image {
+		ok, err = false, fmt.Errorf("%s is of image %q: remove it if that is meant", filepath.Join(m.dir, "heads", image), h.Image)
+	}
+	return h, ok, err
+}
+
+// see holds a head that was verified against what is remembered, and remembers
+// it if it is newer. before tells whether anything was.
+func (m *memory) see(image string, sequence uint64, document []byte) (before bool, err error) {
+	sum := sha256.Sum256(document)
+	now := seenHead{image, sequence, hex.EncodeToString(sum[:])}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.dir != "" {
+		unlock, err := lockFile(filepath.Join(m.dir, "heads", ".lock"))
+		if err != nil {
+			return false, err
+		}
+		defer unlock()
+	}
+	old, before, err := m.readHead(image)
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case before && sequence < old.Sequence:
+		return true, fmt.Errorf("head of image %q: %w: its sequence is %d, %d was seen", image, ErrRollback, sequence, old.Sequence)
+	case before && sequence == old.Sequence && now.Document != old.Document:
+		return true, fmt.Errorf("head of image %q: %w: two heads have sequence %d", image, ErrRollback, sequence)
+	case before && sequence == old.Sequence:
+		return true, nil
+	}
+	if m.dir == "" {
+		m.heads[image] = now
+		return before, nil
+	}
+	return before, writeJSON(filepath.Join(m.dir, "heads", image), now)
+}
+
+// forget drops what is remembered of an image's head.
+func (m *memory) forget(image string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.heads, image)
+	if m.dir == "" {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(m.dir, "heads", image)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget the head of image %q: %w", image, err)
+	}
+	return nil
+}
+
+// label holds a domain's label against the one remembered.
+func (m *memory) label(domain string, l chunked.Label) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	have, ok := m.labels[domain]
+	if m.dir != "" {
+		var seen seenLabel
+		var err error
+		if ok, err = readJSON(filepath.Join(m.dir, "labels", domain), &seen); err != nil {
+			return err
+		}
+		have = seen.Label
+	}
+	switch {
+	case ok && have != l.String():
+		return fmt.Errorf("domain %q: %w: its label is %s, was %s", domain, ErrLabel, l, have)
+	case ok:
+		return nil
+	case m.dir == "":
+		m.labels[domain] = l.String()
+		return nil
+	}
+	return writeJSON(filepath.Join(m.dir, "labels", domain), seenLabel{domain, l.String()})
+}
+
+// readJSON reports whether the file is there.
+func readJSON(name string, v any) (bool, error) {
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, v)
+	}
+	if err != nil {
+		return false, fmt.Errorf("read what is remembered in %s: %w", name, err)
+	}
+	return true, nil
+}
+
+func writeJSON(name string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return writeDurable(name, append(b, '\n'))
+}
+
+// writeDurable replaces a file: temporary file beside it, fsync, rename, fsync
+// of the directory.
+func writeDurable(name string, data []byte) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("remember in %s: %w", name, err)
+		}
+	}()
+	f, err := os.CreateTemp(filepath.Dir(name), ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
+}
+
+// lockFile excludes other processes until unlock is called.
+func lockFile(name string) (unlock func(), err error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock what is remembered: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	return func() { f.Close() }, nil
+}

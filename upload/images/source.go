@@ -1,0 +1,81 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/instar-image/instar/bundle/chunked"
+	"github.com/instar-image/instar/upload"
+)
+
+// source reads packs and index objects for bundle/chunked, which verifies them.
+type source struct {
+	s     *Store
+	moved group[chunked.Name, *chunked.Moved]
+}
+
+// Source gives readers of package chunked what they ask for. It may be used by
+// several at once, and remembers what it learned of packs that were moved.
+func (s *Store) Source() chunked.Source { return &source{s: s} }
+
+// ReadPack reads len(p) bytes of a pack from off. An object that is not there is
+// [chunked.ErrMissing].
+func (x *source) ReadPack(ctx context.Context, n chunked.Name, off int64, p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	key := chunked.PackKey(n)
+	r, _, err := x.s.objects.Get(ctx, key, upload.GetOptions{Offset: off, Length: int64(len(p))})
+	if err == nil {
+		_, err = io.ReadFull(r, p)
+		r.Close()
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // the pack ends before off
+		}
+	}
+	if err != nil {
+		return x.fail(fmt.Errorf("read %d bytes at %d of %s/%s: %w", len(p), off, x.s, key, err))
+	}
+	return nil
+}
+
+// ReadIndex reads an index object of the given size; its name is checked.
+func (x *source) ReadIndex(ctx context.Context, n chunked.Name, size int64) ([]byte, error) {
+	b, err := x.s.getNamed(ctx, chunked.IndexObjectKey(n), n, size, maxIndex)
+	if err != nil {
+		return nil, x.fail(err)
+	}
+	return b, nil
+}
+
+// Moved says where a chunk is that is not, or not whole, where it was: one
+// step, which the caller may repeat [SPEC.md §12.4].
+func (x *source) Moved(ctx context.Context, at chunked.Location) (chunked.Location, error) {
+	m, err := x.moved.do(ctx, at.Pack, func() (*chunked.Moved, error) {
+		m, _, err := x.s.readMoved(ctx, at.Pack)
+		if err == nil && m == nil {
+			m = &chunked.Moved{} // remembered: it is asked for each chunk
+		}
+		return m, err
+	})
+	if err != nil {
+		return chunked.Location{}, x.fail(err)
+	}
+	to, ok := m.Lookup(at.Offset)
+	if !ok {
+		return chunked.Location{}, fmt.Errorf("pack %s in %s: %w, and what was at %d was not moved elsewhere", at.Pack, x.s, chunked.ErrMissing, at.Offset)
+	}
+	return to, nil
+}
+
+func (x *source) fail(err error) error {
+	switch {
+	case errors.Is(err, upload.ErrNotExist):
+		return fmt.Errorf("%w: %w", chunked.ErrMissing, err)
+	case errors.Is(err, ErrDamaged), errors.Is(err, upload.ErrTooLarge):
+		return fmt.Errorf("%w: %w", chunked.ErrCorrupt, err)
+	}
+	return err
+}
