@@ -132,16 +132,10 @@ func (m *memory) forget(image string) error {
 func (m *memory) label(domain string, l chunked.Label) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	have, ok := m.labels[domain]
-	if m.dir != "" {
-		var seen seenLabel
-		var err error
-		if ok, err = readJSON(filepath.Join(m.dir, "labels", domain), &seen); err != nil {
-			return err
-		}
-		have = seen.Label
-	}
+	have, ok, err := m.readLabel(domain)
 	switch {
+	case err != nil:
+		return err
 	case ok && have != l.String():
 		return fmt.Errorf("domain %q: %w: its label is %s, was %s", domain, ErrLabel, l, have)
 	case ok:
@@ -151,6 +145,23 @@ func (m *memory) label(domain string, l chunked.Label) error {
 		return nil
 	}
 	return writeJSON(filepath.Join(m.dir, "labels", domain), seenLabel{domain, l.String()})
+}
+
+// seenLabel is the label remembered of a domain.
+func (m *memory) seenLabel(domain string) (string, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.readLabel(domain)
+}
+
+func (m *memory) readLabel(domain string) (string, bool, error) {
+	if m.dir == "" {
+		l, ok := m.labels[domain]
+		return l, ok, nil
+	}
+	var seen seenLabel
+	ok, err := readJSON(filepath.Join(m.dir, "labels", domain), &seen)
+	return seen.Label, ok, err
 }
 
 // readJSON reports whether the file is there.
