@@ -84,11 +84,11 @@ func (s *Store) delete(ctx context.Context, r Ref, signer keys.Signer) (*Deleted
 		if len(keep) > 0 {
 			head.Manifest, head.Versions = keep[0], keep[1:]
 		}
-		data, err := signHead(ctx, head, signer)
+		data, err := head.Sign(ctx, signer)
 		if err != nil {
 			return nil, err
 		}
-		if _, err := s.verify(data, chunked.NamespaceHead, r.Image); err != nil {
+		if _, _, err := chunked.OpenHead(data, s.opt.Trust, r.Image); err != nil {
 			return nil, fmt.Errorf("the signing key is not one this machine trusts for the image: %w", err)
 		}
 		err = s.putIf(ctx, chunked.HeadKey(r.Image), data, etag)
@@ -98,7 +98,7 @@ func (s *Store) delete(ctx context.Context, r Ref, signer keys.Signer) (*Deleted
 		if err != nil {
 			return nil, err
 		}
-		_, _ = s.memory.see(r.Image, head.Sequence, data)
+		_ = s.memory.see(head, keys.Fingerprint(signer.Public()))
 		break
 	}
 	d := &Deleted{Image: r.Image, Newest: head.Manifest, Sequence: head.Sequence}

@@ -75,7 +75,10 @@ func (s *Store) domain(ctx context.Context, name string, o DomainOptions) (*Doma
 
 // readDomain reads and verifies a domain's document; nil if there is none.
 func (s *Store) readDomain(ctx context.Context, name string) (*chunked.DomainDoc, string, error) {
-	b, o, err := s.get(ctx, chunked.DomainKey(name), maxSmall)
+	if s.opt.Trust == nil {
+		return nil, "", ErrNoTrust
+	}
+	b, o, err := s.get(ctx, chunked.DomainKey(name), maxDomain)
 	if errors.Is(err, upload.ErrNotExist) {
 		if seen, ok, merr := s.memory.seenLabel(name); merr != nil || ok {
 			return nil, "", errors.Join(merr, fmt.Errorf("%w: it is gone, label %s was seen", ErrLabel, seen))
@@ -85,19 +88,9 @@ func (s *Store) readDomain(ctx context.Context, name string) (*chunked.DomainDoc
 	if err != nil {
 		return nil, "", err
 	}
-	v, err := s.verify(b, chunked.NamespaceDomain, name)
+	doc, _, err := chunked.OpenDomain(b, s.opt.Trust, name)
 	if err != nil {
 		return nil, "", err
-	}
-	doc, err := chunked.ParseDomainDoc(v.Doc)
-	if err != nil {
-		return nil, "", err
-	}
-	if err := v.At(doc.Created); err != nil {
-		return nil, "", err
-	}
-	if doc.Domain != name {
-		return nil, "", fmt.Errorf("%w: it is of domain %q", ErrMixed, doc.Domain)
 	}
 	return doc, o.ETag, s.memory.label(name, doc.Label)
 }
@@ -108,9 +101,6 @@ func (s *Store) openDomain(doc *chunked.DomainDoc) (*Domain, error) {
 		return nil, err
 	}
 	d := &Domain{Domain: secret.Domain(), Name: doc.Domain}
-	if d.Label() != doc.Label {
-		return nil, fmt.Errorf("%w: its secret has label %s, the document says %s", ErrMixed, d.Label(), doc.Label)
-	}
 	for _, c := range doc.Creators {
 		d.Creators = append(d.Creators, Recipient{c.Recipient, c.Comment})
 	}
@@ -127,7 +117,7 @@ func (s *Store) makeDomain(ctx context.Context, name string, o DomainOptions) er
 	}
 	doc := &chunked.DomainDoc{Domain: name, Sequence: 1, Created: s.stamp(), Label: secret.Domain().Label()}
 	for _, r := range o.Creators {
-		if err := doc.AddCreator(secret, r); err != nil {
+		if err := addCreator(doc, secret, r); err != nil {
 			return err
 		}
 	}
@@ -135,15 +125,11 @@ func (s *Store) makeDomain(ctx context.Context, name string, o DomainOptions) er
 }
 
 func (s *Store) putDomain(ctx context.Context, doc *chunked.DomainDoc, signer keys.Signer, etag string) error {
-	text, err := doc.Document()
+	data, err := doc.Sign(ctx, signer)
 	if err != nil {
 		return err
 	}
-	data, err := chunked.Sign(ctx, text, chunked.NamespaceDomain, signer)
-	if err != nil {
-		return err
-	}
-	if _, err := s.verify(data, chunked.NamespaceDomain, doc.Domain); err != nil {
+	if _, _, err := chunked.OpenDomain(data, s.opt.Trust, doc.Domain); err != nil {
 		return fmt.Errorf("the signing key is not one this machine trusts for the domain: %w", err)
 	}
 	return s.putIf(ctx, chunked.DomainKey(doc.Domain), data, etag)
@@ -153,14 +139,14 @@ func (s *Store) putDomain(ctx context.Context, doc *chunked.DomainDoc, signer ke
 // store's must be among its creators already.
 func (s *Store) AddCreator(ctx context.Context, domain string, r *keys.Recipient, signer keys.Signer) error {
 	return s.changeDomain(ctx, domain, signer, func(doc *chunked.DomainDoc) (bool, error) {
-		if doc.HasCreator(r.String()) {
+		if has(doc.Creators, r.String()) {
 			return false, nil
 		}
 		secret, err := doc.Secret(s.opt.Identities...)
 		if err != nil {
 			return false, err
 		}
-		return true, doc.AddCreator(secret, r)
+		return true, addCreator(doc, secret, r)
 	})
 }
 
@@ -204,4 +190,16 @@ func (s *Store) changeDomain(ctx context.Context, name string, signer keys.Signe
 		}
 	}
 	return fmt.Errorf("change the creators of domain %q in %s: %w", name, s, ErrBusy)
+}
+
+func addCreator(doc *chunked.DomainDoc, secret chunked.Secret, r *keys.Recipient) error {
+	if has(doc.Creators, r.String()) {
+		return nil
+	}
+	w, err := chunked.WrapDomainSecret(doc.Domain, secret, r, r.Comment())
+	if err != nil {
+		return err
+	}
+	doc.Creators = append(doc.Creators, w)
+	return nil
 }

@@ -29,20 +29,18 @@ import (
 
 // What a caller may branch on, with errors.Is. Errors of the store are in the
 // chain as package upload has them, those of documents and chunks as
-// bundle/chunked and bundle/keys have them.
+// bundle/chunked and bundle/keys have them: chunked.ErrRollback, ErrForked and
+// ErrStale of a head that is not fresh, chunked.ErrDeleted of an image that is
+// no more, chunked.ErrOther of a document in another's place.
 var (
-	ErrNoImage   = errors.New("no such image")                                       // or no such version of it
-	ErrDeleted   = errors.New("the image was deleted")                               // its head says so
-	ErrRollback  = errors.New("the store shows an older state than was seen before") // or another one under the same sequence
-	ErrStale     = errors.New("the image's head is too old")                         // expired, beyond MaxAge, below AtLeast
-	ErrNoTrust   = errors.New("nobody is trusted")                                   // Options.Trust is missing
-	ErrMixed     = errors.New("the store gives one object in place of another")      // authentic, but not what was asked for
-	ErrUnfit     = errors.New("the image is not what was asked for")                 // another architecture
-	ErrLabel     = errors.New("the domain has another secret than before")           // SPEC.md §8
-	ErrCollected = errors.New("garbage collection came between")                     // run the capture again: what is stored is found
-	ErrDamaged   = errors.New("damaged")                                             // not the bytes its name says
-	ErrBusy      = errors.New("others keep changing it")                             // a conditional put lost too often
-	ErrBlocked   = errors.New("nothing is deleted while this cannot be read")        // garbage collection met a broken object
+	ErrNoImage   = errors.New("no such image")                                // or no such version of it
+	ErrNoTrust   = errors.New("nobody is trusted")                            // Options.Trust is missing
+	ErrUnfit     = errors.New("the image is not what was asked for")          // another architecture
+	ErrLabel     = errors.New("the domain has another secret than before")    // SPEC.md §8
+	ErrCollected = errors.New("garbage collection came between")              // run the capture again: what is stored is found
+	ErrDamaged   = errors.New("damaged")                                      // not the bytes its name says
+	ErrBusy      = errors.New("others keep changing it")                      // a conditional put lost too often
+	ErrBlocked   = errors.New("nothing is deleted while this cannot be read") // garbage collection met a broken object
 )
 
 // Store is a store of images.

@@ -65,7 +65,7 @@ func (s *Store) condemnedLists(ctx context.Context) ([]condemnedList, error) {
 		if !isID(id) {
 			continue
 		}
-		b, o, err := s.get(ctx, key, maxList)
+		b, o, err := s.get(ctx, key, chunked.MaxCondemned)
 		if errors.Is(err, upload.ErrNotExist) {
 			continue // swept meanwhile: nothing it named is left
 		}
@@ -96,7 +96,7 @@ func (v *inventory) hasSize(key string, size int64) bool {
 // readMoved reads the moved/ object of a pack; nil if there is none.
 func (s *Store) readMoved(ctx context.Context, pack chunked.Name) (*chunked.Moved, upload.Object, error) {
 	key := chunked.MovedKey(pack)
-	b, o, err := s.get(ctx, key, maxMoved)
+	b, o, err := s.get(ctx, key, chunked.MaxMoved)
 	if errors.Is(err, upload.ErrNotExist) {
 		return nil, o, nil
 	}

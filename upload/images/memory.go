@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -23,15 +24,15 @@ type memory struct {
 	dir string // "" in memory only
 
 	mu     sync.Mutex
-	heads  map[string]seenHead // if dir is ""
+	heads  map[string]seenHeads // if dir is ""
 	labels map[string]string
 }
 
-// seenHead is the newest head seen of an image.
-type seenHead struct {
-	Image    string `json:"image"`
-	Sequence uint64 `json:"sequence"`
-	Document string `json:"document"` // hex SHA-256 of the whole signed document
+// seenHeads are the newest heads seen of an image, one for each key that signed
+// any.
+type seenHeads struct {
+	Image string         `json:"image"`
+	Seen  []chunked.Seen `json:"seen"`
 }
 
 type seenLabel struct {
@@ -40,7 +41,7 @@ type seenLabel struct {
 }
 
 func openMemory(state, store string) (*memory, error) {
-	m := &memory{heads: map[string]seenHead{}, labels: map[string]string{}}
+	m := &memory{heads: map[string]seenHeads{}, labels: map[string]string{}}
 	if state == "" {
 		return m, nil
 	}
@@ -61,57 +62,59 @@ func openMemory(state, store string) (*memory, error) {
 	return m, nil
 }
 
-// head is what is remembered of an image's head.
-func (m *memory) head(image string) (seenHead, bool, error) {
+// seen is what is remembered of an image's head.
+func (m *memory) seen(image string) ([]chunked.Seen, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.readHead(image)
+	return m.readSeen(image)
 }
 
-func (m *memory) readHead(image string) (seenHead, bool, error) {
+func (m *memory) readSeen(image string) ([]chunked.Seen, error) {
 	if m.dir == "" {
-		h, ok := m.heads[image]
-		return h, ok, nil
+		return m.heads[image].Seen, nil
 	}
-	var h seenHead
-	ok, err := readJSON(filepath.Join(m.dir, "heads", image), &h)
+	var h seenHeads
+	name := filepath.Join(m.dir, "heads", image)
+	ok, err := readJSON(name, &h)
 	if ok && h.Image != image {
-		ok, err = false, fmt.Errorf("%s is of image %q: remove it if that is meant", filepath.Join(m.dir, "heads", image), h.Image)
+		err = fmt.Errorf("%s is of image %q: remove it if that is meant", name, h.Image)
 	}
-	return h, ok, err
+	return h.Seen, err
 }
 
-// see holds a head that was verified against what is remembered, and remembers
-// it if it is newer. before tells whether anything was.
-func (m *memory) see(image string, sequence uint64, document []byte) (before bool, err error) {
-	sum := sha256.Sum256(document)
-	now := seenHead{image, sequence, hex.EncodeToString(sum[:])}
+// see remembers a head that was verified and found not to be older than what
+// is remembered.
+func (m *memory) see(h *chunked.Head, signer string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.dir != "" {
 		unlock, err := lockFile(filepath.Join(m.dir, "heads", ".lock"))
 		if err != nil {
-			return false, err
+			return err
 		}
 		defer unlock()
 	}
-	old, before, err := m.readHead(image)
+	seen, err := m.readSeen(h.Name)
 	if err != nil {
-		return false, err
+		return err
 	}
+	now := chunked.Seen{Sequence: h.Sequence, Manifest: h.Manifest, Signer: signer}
+	i := slices.IndexFunc(seen, func(s chunked.Seen) bool { return s.Signer == signer })
 	switch {
-	case before && sequence < old.Sequence:
-		return true, fmt.Errorf("head of image %q: %w: its sequence is %d, %d was seen", image, ErrRollback, sequence, old.Sequence)
-	case before && sequence == old.Sequence && now.Document != old.Document:
-		return true, fmt.Errorf("head of image %q: %w: two heads have sequence %d", image, ErrRollback, sequence)
-	case before && sequence == old.Sequence:
-		return true, nil
+	case i < 0:
+		seen = append(seen, now)
+	case seen[i].Sequence >= h.Sequence:
+		return nil // another reader was faster
+	default:
+		seen = slices.Clone(seen)
+		seen[i] = now
 	}
+	all := seenHeads{h.Name, seen}
 	if m.dir == "" {
-		m.heads[image] = now
-		return before, nil
+		m.heads[h.Name] = all
+		return nil
 	}
-	return before, writeJSON(filepath.Join(m.dir, "heads", image), now)
+	return writeJSON(filepath.Join(m.dir, "heads", h.Name), all)
 }
 
 // forget drops what is remembered of an image's head.

@@ -12,18 +12,16 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/instar-image/instar/bundle/chunked"
+	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/upload"
 )
 
 // Limits on what is read from a store, in bytes, by SPEC.md; and on how many
 // objects a list may have before it is taken for one that never ends.
 const (
-	maxManifest = 64 << 20
-	maxHead     = 1 << 20
-	maxSmall    = 1 << 20 // keys, domains, runs
-	maxList     = 64 << 20
-	maxMoved    = 64 << 20
-	maxPack     = 256 << 20
+	maxManifest = chunked.MaxSigned
+	maxHead     = chunked.MaxHead + keys.MaxSignature
+	maxDomain   = chunked.MaxDomain + keys.MaxSignature
 	maxIndex    = 65 << 20
 	maxObjects  = 20_000_000
 )

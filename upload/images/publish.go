@@ -35,7 +35,7 @@ type PublishOptions struct {
 type Published struct {
 	Name     chunked.Name // of the manifest
 	Size     int64        // of the manifest object, bytes
-	Sequence uint64       // of the head
+	Sequence int64        // of the head
 	KeysSize int64        // of the key's object, bytes
 	Manifest *chunked.Manifest
 }
@@ -93,16 +93,12 @@ func (r *Run) publish(ctx context.Context, o PublishOptions) (*Published, error)
 // another was faster.
 func (r *Run) attempt(ctx context.Context, m *chunked.Manifest, keysObject []byte, head *storedHead, o PublishOptions) (*Published, error) {
 	s := r.s
-	doc, err := m.Document()
-	if err != nil {
-		return nil, err
-	}
-	object, err := chunked.Sign(ctx, doc, chunked.NamespaceImage, o.Signer)
+	object, err := m.Sign(ctx, o.Signer)
 	if err != nil {
 		return nil, err
 	}
 	// A signature that readers will not take is found out now.
-	if _, err := s.verify(object, chunked.NamespaceImage, m.Name); err != nil {
+	if _, _, err := chunked.OpenManifest(object, s.opt.Trust, m.Name); err != nil {
 		return nil, fmt.Errorf("the signing key is not one this machine trusts for the image: %w", err)
 	}
 	name := chunked.NameOf(object)
@@ -113,7 +109,7 @@ func (r *Run) attempt(ctx context.Context, m *chunked.Manifest, keysObject []byt
 	if o.Expires > 0 {
 		h.Expires = m.Created.Add(o.Expires)
 	}
-	headObject, err := signHead(ctx, h, o.Signer)
+	headObject, err := h.Sign(ctx, o.Signer)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +138,7 @@ func (r *Run) attempt(ctx context.Context, m *chunked.Manifest, keysObject []byt
 	puterr := s.putIf(ctx, chunked.HeadKey(m.Name), headObject, etag)
 	if puterr == nil {
 		// What is remembered is no reason to call it unpublished.
-		_, _ = s.memory.see(m.Name, h.Sequence, headObject)
+		_ = s.memory.see(h, keys.Fingerprint(o.Signer.Public()))
 		return p, nil
 	}
 	// The answer may have been lost, and another may have published on top
@@ -210,13 +206,4 @@ func (r *Run) lacking(now *inventory, key string, size int64) error {
 		return fmt.Errorf("%w: %s is condemned", ErrCollected, key)
 	}
 	return fmt.Errorf("%w: %s has %d bytes, should have %d", ErrCollected, key, o.Size, size)
-}
-
-// signHead makes a head's object.
-func signHead(ctx context.Context, h *chunked.Head, signer keys.Signer) ([]byte, error) {
-	doc, err := h.Document()
-	if err != nil {
-		return nil, err
-	}
-	return chunked.Sign(ctx, doc, chunked.NamespaceHead, signer)
 }

@@ -18,19 +18,21 @@ func wrapKey(key chunked.Key, root chunked.Name, to []*keys.Recipient) ([]byte, 
 	}
 	doc := &chunked.KeysObject{}
 	for _, r := range to {
-		if doc.Has(r.String()) {
+		if has(doc.Recipients, r.String()) {
 			continue
 		}
-		if err := doc.Add(root, key, r); err != nil {
+		w, err := chunked.WrapIndexKey(root, key, r, r.Comment())
+		if err != nil {
 			return nil, err
 		}
+		doc.Recipients = append(doc.Recipients, w)
 	}
 	return doc.Document()
 }
 
 // keysObject reads the object with an image's index key, and its ETag.
 func (i *Image) keysObject(ctx context.Context) (*chunked.KeysObject, string, error) {
-	b, o, err := i.s.get(ctx, chunked.KeysKey(i.Manifest.Name, i.Name), maxSmall)
+	b, o, err := i.s.get(ctx, chunked.KeysKey(i.Manifest.Name, i.Name), chunked.MaxRecipientsText)
 	if err != nil {
 		return nil, "", err
 	}
@@ -57,7 +59,7 @@ func (i *Image) IndexKey(ctx context.Context) (chunked.Key, error) {
 	doc, _, err := i.keysObject(ctx)
 	if err == nil {
 		var k chunked.Key
-		if k, err = doc.Key(i.Manifest.Index.Root.Name, i.s.opt.Identities...); err == nil {
+		if k, err = doc.IndexKey(i.Manifest.Index.Root.Name, i.s.opt.Identities...); err == nil {
 			return k, nil
 		}
 	}
@@ -94,11 +96,11 @@ func (i *Image) Store() *Store { return i.s }
 // open to an identity of this store's.
 func (i *Image) AddRecipient(ctx context.Context, r *keys.Recipient) error {
 	return i.changeKeys(ctx, func(doc *chunked.KeysObject) (bool, error) {
-		if doc.Has(r.String()) {
+		if has(doc.Recipients, r.String()) {
 			return false, nil
 		}
 		root := i.Manifest.Index.Root
-		key, err := doc.Key(root.Name, i.s.opt.Identities...)
+		key, err := doc.IndexKey(root.Name, i.s.opt.Identities...)
 		if err == nil {
 			// A wrong key would be handed on for the right one.
 			_, err = chunked.OpenIndex(ctx, i.s.Source(), root.Name, root.Size, key)
@@ -106,7 +108,9 @@ func (i *Image) AddRecipient(ctx context.Context, r *keys.Recipient) error {
 		if err != nil {
 			return false, err
 		}
-		return true, doc.Add(root.Name, key, r)
+		w, err := chunked.WrapIndexKey(root.Name, key, r, r.Comment())
+		doc.Recipients = append(doc.Recipients, w)
+		return true, err
 	})
 }
 
@@ -150,4 +154,8 @@ func (i *Image) changeKeys(ctx context.Context, change func(*chunked.KeysObject)
 		}
 	}
 	return fail(ErrBusy)
+}
+
+func has(l []chunked.Wrapped, recipient string) bool {
+	return slices.ContainsFunc(l, func(w chunked.Wrapped) bool { return w.Recipient == recipient })
 }

@@ -10,16 +10,18 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/instar-image/instar/bundle/chunked"
+	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/upload"
 )
 
 // ResolveOptions narrows what a reader takes for the newest version.
 type ResolveOptions struct {
 	// MaxAge is how old the head may be, by the later of the store's clock
-	// and this machine's; 0 is any age. Beyond it: [ErrStale].
+	// and this machine's; 0 is any age. Beyond it: chunked.ErrStale.
 	MaxAge time.Duration
-	// AtLeast is the least sequence the head may have; below it: [ErrStale].
-	AtLeast uint64
+	// AtLeast is the least sequence the head may have; below it:
+	// chunked.ErrRollback.
+	AtLeast int64
 	// Architecture, if it is not "", is the only one wanted; else [ErrUnfit].
 	Architecture string
 }
@@ -66,7 +68,7 @@ type Image struct {
 
 // Resolve finds a version of an image, by a reference as [ParseRef] has them,
 // and verifies it. It remembers the newest head it sees, and refuses one that
-// is older than what is remembered ([ErrRollback]).
+// is older than what is remembered (chunked.ErrRollback).
 func (s *Store) Resolve(ctx context.Context, ref string, o ResolveOptions) (*Image, error) {
 	r, err := ParseRef(ref)
 	if err != nil {
@@ -120,7 +122,7 @@ func (s *Store) resolve(ctx context.Context, r Ref, o ResolveOptions) (*Image, e
 		}
 	}
 	if img.Head != nil && img.Manifest.Sequence > img.Head.Sequence {
-		return nil, fmt.Errorf("%w: the head of sequence %d names a manifest of sequence %d", ErrMixed, img.Head.Sequence, img.Manifest.Sequence)
+		return nil, fmt.Errorf("%w: the head of sequence %d names a manifest of sequence %d", chunked.ErrOther, img.Head.Sequence, img.Manifest.Sequence)
 	}
 	if o.Architecture != "" && img.Manifest.Architecture != o.Architecture {
 		return nil, fmt.Errorf("%w: it is of %s, wanted is %s", ErrUnfit, img.Manifest.Architecture, o.Architecture)
@@ -131,7 +133,7 @@ func (s *Store) resolve(ctx context.Context, r Ref, o ResolveOptions) (*Image, e
 // pick finds the version in the head.
 func pick(h *chunked.Head, r Ref) (chunked.Name, error) {
 	if h.Manifest == (chunked.Name{}) {
-		return chunked.Name{}, ErrDeleted
+		return chunked.Name{}, chunked.ErrDeleted
 	}
 	if r.Version == "" {
 		return h.Manifest, nil
@@ -170,79 +172,62 @@ func lists(h *chunked.Head, n chunked.Name) bool {
 
 // storedHead is a head as it is stored, verified.
 type storedHead struct {
-	doc    *chunked.Head
-	data   []byte
-	etag   string
-	before bool // it, or an older one, was seen before
+	doc  *chunked.Head
+	etag string
+	seen []chunked.Seen // what was remembered before
 }
 
 // head reads, verifies and remembers an image's head; nil if there is none.
 func (s *Store) head(ctx context.Context, image string) (*storedHead, error) {
-	key := chunked.HeadKey(image)
-	b, o, err := s.get(ctx, key, maxHead)
+	if s.opt.Trust == nil {
+		return nil, ErrNoTrust
+	}
+	seen, err := s.memory.seen(image)
+	if err != nil {
+		return nil, err
+	}
+	seen = chunked.Current(seen, s.opt.Trust, image)
+	b, o, err := s.get(ctx, chunked.HeadKey(image), maxHead)
 	if errors.Is(err, upload.ErrNotExist) {
-		seen, ok, merr := s.memory.head(image)
-		if merr != nil {
-			return nil, merr
-		}
-		if ok {
-			return nil, fmt.Errorf("%w: the head is gone, sequence %d was seen", ErrRollback, seen.Sequence)
+		if len(seen) > 0 {
+			return nil, fmt.Errorf("%w: the head is gone, sequence %d was there before", chunked.ErrRollback, seen[0].Sequence)
 		}
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.verify(b, chunked.NamespaceHead, image)
+	doc, v, err := chunked.OpenHead(b, s.opt.Trust, image)
 	if err != nil {
 		return nil, fmt.Errorf("head: %w", err)
 	}
-	doc, err := chunked.ParseHead(v.Doc)
-	if err != nil {
+	if err := doc.CheckFresh(chunked.Freshness{Seen: seen}); err != nil {
 		return nil, err
 	}
-	if err := v.At(doc.Created); err != nil {
-		return nil, fmt.Errorf("head: %w", err)
-	}
-	if doc.Name != image {
-		return nil, fmt.Errorf("%w: it is the head of image %q", ErrMixed, doc.Name)
-	}
-	h := &storedHead{doc: doc, data: b, etag: o.ETag}
-	if h.before, err = s.memory.see(image, doc.Sequence, b); err != nil {
-		return nil, err
-	}
-	return h, nil
+	return &storedHead{doc: doc, etag: o.ETag, seen: seen}, s.memory.see(doc, keys.Fingerprint(v.Key))
 }
 
 // fresh holds a head against its expiry and the reader's limits.
 func (s *Store) fresh(ctx context.Context, h *storedHead, o ResolveOptions) (Freshness, error) {
+	demands := chunked.Freshness{AtLeast: o.AtLeast, MaxAge: o.MaxAge}
 	f := NotProven
-	if h.before {
+	if len(h.seen) > 0 {
 		f = SeenBefore
 	}
-	if o.AtLeast > 0 {
-		if h.doc.Sequence < o.AtLeast {
-			return 0, fmt.Errorf("%w: its sequence is %d, at least %d is asked for", ErrStale, h.doc.Sequence, o.AtLeast)
-		}
+	if o.AtLeast > 0 || o.MaxAge > 0 || !h.doc.Expires.IsZero() {
 		f = Limited
 	}
-	if o.MaxAge <= 0 && h.doc.Expires.IsZero() {
-		return f, nil
+	if o.MaxAge > 0 || !h.doc.Expires.IsZero() {
+		var err error
+		if demands.Now, err = s.now(ctx); err != nil {
+			return 0, err
+		}
+		// The store's owner may have stopped his clock.
+		if local := s.opt.Local(); local.After(demands.Now) {
+			demands.Now = local
+		}
 	}
-	now, err := s.now(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if local := s.opt.Local(); local.After(now) {
-		now = local
-	}
-	if !h.doc.Expires.IsZero() && now.After(h.doc.Expires) {
-		return 0, fmt.Errorf("%w: it expired at %s", ErrStale, h.doc.Expires.UTC().Format(time.RFC3339))
-	}
-	if age := now.Sub(h.doc.Created); o.MaxAge > 0 && age > o.MaxAge {
-		return 0, fmt.Errorf("%w: it was made %s ago, at most %s is allowed", ErrStale, age.Round(time.Second), o.MaxAge)
-	}
-	return Limited, nil
+	return f, h.doc.CheckFresh(demands)
 }
 
 // readManifest reads and verifies a manifest into img.
@@ -254,19 +239,12 @@ func (s *Store) readManifest(ctx context.Context, image string, n chunked.Name, 
 	if err != nil {
 		return err
 	}
-	v, err := s.verify(b, chunked.NamespaceImage, image)
+	if s.opt.Trust == nil {
+		return ErrNoTrust
+	}
+	m, v, err := chunked.OpenManifest(b, s.opt.Trust, image)
 	if err != nil {
 		return fmt.Errorf("manifest %s: %w", n, err)
-	}
-	m, err := chunked.ParseManifest(v.Doc)
-	if err != nil {
-		return fmt.Errorf("manifest %s: %w", n, err)
-	}
-	if err := v.At(m.Created); err != nil {
-		return fmt.Errorf("manifest %s: %w", n, err)
-	}
-	if m.Name != image {
-		return fmt.Errorf("%w: manifest %s is of image %q", ErrMixed, n, m.Name)
 	}
 	img.Name, img.Size, img.Manifest, img.Signer, img.s = n, int64(len(b)), m, v.Key, s
 	return nil

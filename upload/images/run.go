@@ -2,7 +2,6 @@ package images
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -80,24 +79,13 @@ func (s *Store) Begin(ctx context.Context, o RunOptions) (*Run, error) {
 	return r, nil
 }
 
-// runDoc is the object runs/ID.
-type runDoc struct {
-	Format  string `json:"format"`
-	Version int    `json:"version"`
-	Name    string `json:"name"`
-	Started string `json:"started,omitempty"`
-}
-
+// announce puts runs/ID.
 func (r *Run) announce(ctx context.Context, started time.Time) error {
-	d := runDoc{Format: "instar-run", Version: 1, Name: r.opt.Image}
-	if !started.IsZero() {
-		d.Started = started.UTC().Format(time.RFC3339)
-	}
-	b, err := json.MarshalIndent(d, "", "  ")
+	b, err := (&chunked.RunDoc{Name: r.opt.Image, Started: started}).Document()
 	if err != nil {
 		return err
 	}
-	if _, err := upload.PutBytes(ctx, r.s.objects, chunked.RunKey(r.id), append(b, '\n'), upload.PutOptions{}); err != nil {
+	if _, err := upload.PutBytes(ctx, r.s.objects, chunked.RunKey(r.id), b, upload.PutOptions{}); err != nil {
 		return fmt.Errorf("say that a capture of image %q is under way: %w", r.opt.Image, err)
 	}
 	return nil
@@ -125,7 +113,7 @@ func (r *Run) keepAlive(ctx context.Context, interval time.Duration) {
 				if err != nil {
 					continue
 				}
-				started = o.Modified
+				started = o.Modified.UTC().Truncate(time.Second)
 			}
 			_ = r.announce(ctx, started)
 		}
@@ -156,7 +144,7 @@ func (r *Run) Parent(ctx context.Context, ref string) (*Image, error) {
 		ref = r.opt.Image
 	}
 	p, err := r.s.Resolve(ctx, ref, ResolveOptions{})
-	if own && (errors.Is(err, ErrNoImage) || errors.Is(err, ErrDeleted)) {
+	if own && (errors.Is(err, ErrNoImage) || errors.Is(err, chunked.ErrDeleted)) {
 		return nil, nil
 	}
 	if err != nil {
