@@ -17,7 +17,7 @@ type Deleted struct {
 	Image    string
 	Versions []chunked.Name // manifests that are no more
 	Newest   chunked.Name   // what the head names now; zero: the image is deleted
-	Sequence uint64         // of the head
+	Sequence int64          // of the head
 }
 
 // Delete removes an image with all its versions (ref is NAME), or one version.

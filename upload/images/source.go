@@ -65,7 +65,7 @@ func (x *source) Moved(ctx context.Context, at chunked.Location) (chunked.Locati
 	}
 	to, ok := m.Lookup(at.Offset)
 	if !ok {
-		return chunked.Location{}, fmt.Errorf("pack %s in %s: %w, and what was at %d was not moved elsewhere", at.Pack, x.s, chunked.ErrMissing, at.Offset)
+		return chunked.Location{}, fmt.Errorf("what was at %d of pack %s in %s: %w", at.Offset, at.Pack, x.s, chunked.ErrNotMoved)
 	}
 	return to, nil
 }
