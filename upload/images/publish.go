@@ -58,12 +58,21 @@ func (r *Run) Publish(ctx context.Context, o PublishOptions) (*Published, error)
 
 func (r *Run) publish(ctx context.Context, o PublishOptions) (*Published, error) {
 	m := o.Manifest
+	m.Packs = slices.Clone(m.Packs)
 	m.Name, m.Domain, m.Parent = r.opt.Image, r.opt.Domain.Name, chunked.Name{}
-	r.mu.Lock()
-	if r.parent != nil && r.parent.Manifest.Name == m.Name {
-		m.Parent = r.parent.Name
+	if p := r.parentImage(); p != nil && p.Manifest.Name == m.Name {
+		m.Parent = p.Name
 	}
-	r.mu.Unlock()
+	for i, pack := range m.Packs {
+		if pack.Size != 0 {
+			continue
+		}
+		size, ok := r.PackSize(pack.Name)
+		if !ok {
+			return nil, fmt.Errorf("pack %s was neither listed when the capture began nor is it its parent's", pack.Name)
+		}
+		m.Packs[i].Size = size
+	}
 	keysObject, err := wrapKey(o.IndexKey, m.Index.Root.Name, o.Recipients)
 	if err != nil {
 		return nil, err
@@ -172,18 +181,15 @@ func (r *Run) check(ctx context.Context, m *chunked.Manifest, keysKey string) er
 		}
 	}
 	parent := chunked.Name{}
-	r.mu.Lock()
-	if r.parent != nil {
-		parent = r.parent.Name
+	if p := r.parentImage(); p != nil {
+		parent = p.Name
 	}
-	taken := r.taken
-	r.mu.Unlock()
 	for _, o := range m.Packs {
 		key := chunked.PackKey(o.Name)
 		if now.hasSize(key, o.Size) {
 			continue
 		}
-		if taken[o.Name] {
+		if r.viaMoved(o.Name) {
 			ok, err := r.s.follow(ctx, r.start, now, parent, o.Name, 0)
 			if err != nil {
 				return err

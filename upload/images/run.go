@@ -177,9 +177,35 @@ func (r *Run) UsablePack(n chunked.Name) bool {
 	if r.start.has(chunked.PackKey(n)) {
 		return true
 	}
+	return r.viaMoved(n)
+}
+
+func (r *Run) viaMoved(n chunked.Name) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.taken[n]
+}
+
+func (r *Run) parentImage() *Image {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.parent
+}
+
+// PackSize is the size of a pack that may be shared: as it was listed, or as
+// the parent has it.
+func (r *Run) PackSize(n chunked.Name) (int64, bool) {
+	if o, ok := r.start.objects[chunked.PackKey(n)]; ok {
+		return o.Size, true
+	}
+	if p := r.parentImage(); p != nil {
+		for _, o := range p.Manifest.Packs {
+			if o.Name == n {
+				return o.Size, true
+			}
+		}
+	}
+	return 0, false
 }
 
 // UsableIndex tells whether a segment of the parent's may be shared.
