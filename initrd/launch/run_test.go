@@ -137,3 +137,41 @@ func TestLaunchMetadata(t *testing.T) {
 		})
 	}
 }
+
+// TestLaunchPanic boots what the kernel cannot start: it is said, and over.
+func TestLaunchPanic(t *testing.T) {
+	t.Parallel()
+	_, errs, status := run(t, nil, append([]string{"launch", "--append", "rdinit=/none", "--user-data", "/etc/hostname", "--hostname", "h", "--scratch", t.TempDir()}, emptyDisk(t)...)...)
+	if want := "the machine's kernel panicked: VFS: Unable to mount root fs"; status == 0 || !strings.Contains(errs, want) {
+		t.Errorf("exit status %d, want %q in\n%s", status, want, errs)
+	}
+}
+
+// TestLaunchARM64 boots a small root by an arm64 kernel, initrd and init.
+func TestLaunchARM64(t *testing.T) {
+	t.Parallel()
+	kernel, modules := qemutest.KernelFor(t, "arm64")
+	init := qemutest.BuildProgramFor(t, "arm64", "github.com/instar-image/instar/cmd/instar-init")
+	system := qemutest.BuildProgramFor(t, "arm64", "../boot/testdata/guestinit")
+	dir := t.TempDir()
+	shell(t, `set -e
+cd "$1"
+mkdir -p root/dev root/proc root/sys root/run root/tmp root/sbin root/etc/ssh root/var/lib root/root root/lib/systemd
+cp "$2" root/lib/systemd/systemd
+ln -s /lib/systemd/systemd root/sbin/init
+echo root:x:0:0::/root:/bin/sh >root/etc/passwd
+truncate -s 64M disk
+/sbin/mkfs.ext4 -q -F -d root disk`, dir, system)
+	userData := filepath.Join(dir, "user-data")
+	must(t, os.WriteFile(userData, []byte("#cloud-config\nwrite_files: [ { path: /etc/ran, content: x } ]\n"), 0o600))
+	_, pub := sshKey(t)
+	out, errs, status := run(t, nil, "launch", "--machine", "aarch64", "--disk", filepath.Join(dir, "disk"), "--kernel-file", kernel, "--modules", modules,
+		"--init", init, "--ssh-key", pub, "--user-data", userData, "--hostname", "arm", "--memory", "512", "--scratch", t.TempDir(), "--console")
+	for _, want := range []string{
+		`instar: \[.*network: eth0 10\.0\.2\.15/24`, `GUEST /etc/hostname: arm\b`, `GUEST user data: instar: running part 1`, `GUEST done`,
+	} {
+		if status != 0 || !regexp.MustCompile(want).MatchString(errs) {
+			t.Fatalf("exit status %d, want %q in\n%s%s", status, want, out, errs)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,19 +19,26 @@ import (
 // Limit ends a guest that hangs. It is no measure of anything.
 const Limit = 8 * time.Minute
 
-// kernelPackage is the Debian package of the test kernel; it depends on the
-// package with the files.
-const kernelPackage = "linux-image-cloud-amd64"
-
-// Kernel is Debian's cloud kernel and the root directory with its modules. The
-// package is downloaded once a user and unpacked, not installed.
+// Kernel is Debian's cloud kernel for amd64 and the root directory with its
+// modules.
 func Kernel(t testing.TB) (kernel, root string) {
+	t.Helper()
+	return KernelFor(t, "amd64")
+}
+
+// KernelFor is Debian's cloud kernel for an architecture, as Go and Debian name
+// it, and the root directory with its modules. The package is downloaded once a
+// user and unpacked, not installed.
+func KernelFor(t testing.TB, arch string) (kernel, root string) {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		cache = os.TempDir()
 	}
 	dir := filepath.Join(cache, "instar", "kernel")
+	if arch != "amd64" {
+		dir += "-" + arch
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +52,7 @@ func Kernel(t testing.TB) (kernel, root string) {
 	}
 	root = filepath.Join(dir, "root")
 	if _, err := os.Stat(root); err != nil {
-		download(t, dir, root)
+		download(t, dir, arch)
 	}
 	found, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
 	if err != nil || len(found) != 1 {
@@ -53,16 +61,25 @@ func Kernel(t testing.TB) (kernel, root string) {
 	return found[0], root
 }
 
-func download(t testing.TB, dir, root string) {
+// download unpacks the kernel package, on which a package without files
+// depends, to dir/root. For another architecture than the machine's, apt keeps
+// package lists of its own in dir.
+func download(t testing.TB, dir, arch string) {
 	t.Helper()
 	script := `set -eu
 cd "$1"; rm -rf new; mkdir new; cd new
-find() { apt-cache depends "$1" 2>/dev/null | sed -n 's/^ *Depends: //p' | grep -m1 '^linux-image-'; }
-pkg=$(find "$2") || { apt-get -q update || true; pkg=$(find "$2"); }
-apt-get -q download "$pkg"
-mkdir root; dpkg -x ./*.deb root; mv root ../root; cd ..; rm -rf new`
-	if out, err := exec.Command("sh", "-c", script, "sh", dir, kernelPackage).CombinedOutput(); err != nil {
-		t.Fatalf("downloading Debian's %s: %v\n%s", kernelPackage, err, out)
+apt= update=
+if [ "$2" != "$(dpkg --print-architecture)" ]; then
+	mkdir -p lists/partial cache/archives/partial
+	apt="-o APT::Architecture=$2 -o APT::Architectures=$2 -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache -o APT::Sandbox::User=root"
+	apt-get $apt -q update || true
+fi
+find() { apt-cache $apt depends "linux-image-cloud-$2" 2>/dev/null | sed -n 's/^ *Depends: //p' | grep -m1 '^linux-image-'; }
+pkg=$(find "$@") || { apt-get $apt -q update || true; pkg=$(find "$@"); }
+apt-get $apt -q download "$pkg"
+mkdir root; dpkg-deb -x ./*.deb root; mv root ../root; cd ..; rm -rf new`
+	if out, err := exec.Command("sh", "-c", script, "sh", dir, arch).CombinedOutput(); err != nil {
+		t.Fatalf("downloading Debian's cloud kernel for %s: %v\n%s", arch, err, out)
 	}
 }
 
@@ -76,7 +93,7 @@ func Init(t testing.TB) string {
 			return
 		}
 		initPath = filepath.Join(dir, "instar-init")
-		initErr = build(initPath, "github.com/instar-image/instar/cmd/instar-init")
+		initErr = build(initPath, runtime.GOARCH, "github.com/instar-image/instar/cmd/instar-init")
 	})
 	if initErr != "" {
 		t.Fatal(initErr)
@@ -98,21 +115,27 @@ func Remove() {
 	}
 }
 
-func build(out, pkg string) string {
+func build(out, arch, pkg string) string {
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch, "GOFLAGS=")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "building " + pkg + ": " + err.Error() + "\n" + string(text)
 	}
 	return ""
 }
 
-// BuildProgram builds a static program from the source file in the test's
-// directory.
-func BuildProgram(t testing.TB, source string) string {
+// BuildProgram builds a static program from a package, by its path or a
+// directory seen from the test's.
+func BuildProgram(t testing.TB, pkg string) string {
+	t.Helper()
+	return BuildProgramFor(t, runtime.GOARCH, pkg)
+}
+
+// BuildProgramFor is BuildProgram for another architecture.
+func BuildProgramFor(t testing.TB, arch, pkg string) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "program")
-	if err := build(out, source); err != "" {
+	if err := build(out, arch, pkg); err != "" {
 		t.Fatal(err)
 	}
 	return out
