@@ -149,7 +149,7 @@ func (e AllowedSigner) String() string {
 		opts = append(opts, `valid-before="`+e.ValidBefore.UTC().Format(stamp)+`"`)
 	}
 	fields := []string{e.Principals}
-	if strings.ContainsAny(e.Principals, " \t") {
+	if strings.ContainsAny(e.Principals, " \t") || strings.HasPrefix(e.Principals, "#") {
 		fields[0] = `"` + e.Principals + `"`
 	}
 	if len(opts) > 0 {
