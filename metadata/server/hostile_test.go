@@ -333,14 +333,20 @@ func TestReloads(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+	t.Logf("1000 reloads, %d versions seen", len(seen))
 	if len(seen) < 5 {
 		t.Errorf("only %d versions were seen: the clients were not reading meanwhile", len(seen))
 	}
 }
 
-// TestCrossTalk has 10,000 instances ask for 100,000 things: each gets its own.
+// TestCrossTalk has 10,000 instances ask for 100,000 things, 1,000,000 if
+// $INSTAR_EVIDENCE is set: each gets its own.
 func TestCrossTalk(t *testing.T) {
 	const instances, workers = 10_000, 16
+	each := 10
+	if os.Getenv("INSTAR_EVIDENCE") != "" {
+		each = 100
+	}
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, byte(100 + i>>16), byte(i >> 8), byte(i)}) }
 	ins := make([]*metadata.Instance, instances)
 	for i := range ins {
@@ -354,7 +360,7 @@ func TestCrossTalk(t *testing.T) {
 	for range workers {
 		wg.Go(func() {
 			for i := range next {
-				if err := visit(s.addr, addr(i), ins[i]); err != nil {
+				if err := visit(s.addr, addr(i), ins[i], each); err != nil {
 					t.Errorf("instance %d: %v", i, err)
 				}
 			}
@@ -365,10 +371,11 @@ func TestCrossTalk(t *testing.T) {
 	}
 	close(next)
 	wg.Wait()
+	t.Logf("%d instances, %d requests", instances, instances*each)
 }
 
-// visit makes ten requests as an instance.
-func visit(server string, from netip.Addr, in *metadata.Instance) error {
+// visit makes n requests as an instance.
+func visit(server string, from netip.Addr, in *metadata.Instance, n int) error {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
 	ask := func(c net.Conn, r *bufio.Reader, request string) (string, error) {
 		if _, err := io.WriteString(c, request); err != nil {
@@ -400,9 +407,9 @@ func visit(server string, from netip.Addr, in *metadata.Instance) error {
 	}
 	defer c.Close()
 	r := bufio.NewReader(c)
-	for n := range 9 {
+	for k := range n - 1 {
 		path, want := instanceID, in.ID
-		switch n % 3 {
+		switch k % 3 {
 		case 1:
 			path, want = "/latest/user-data", string(in.UserData)
 		case 2:
