@@ -5,8 +5,8 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +18,9 @@ type connection struct {
 	listener string
 	iface    string
 
-	once   sync.Once // the neighbour is looked up once a connection
+	// The neighbour is looked up at most once a second: connections outlive
+	// an address's change of owner.
+	macAt  time.Time
 	mac    string
 	macErr error
 
@@ -85,8 +87,11 @@ func (e *exchange) neighbour(iface string, addr netip.Addr) (string, error) {
 	if iface == "" {
 		iface = addr.Zone()
 	}
-	c := e.conn
-	c.once.Do(func() { c.mac, c.macErr = e.h.near.MAC(iface, addr.WithZone("")) })
+	c := e.conn // whose requests come one after the other
+	if e.rep.Start.Sub(c.macAt) >= time.Second {
+		c.mac, c.macErr = e.h.near.MAC(iface, addr.WithZone(""))
+		c.macAt = e.rep.Start
+	}
 	return c.mac, c.macErr
 }
 

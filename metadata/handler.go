@@ -66,6 +66,7 @@ type Handler struct {
 	limiters sync.Map // instance id: *rate.Limiter; "" for strangers
 
 	plain, binary, html, server, closing []string // header values
+	lengths                              [512][]string
 }
 
 var _ http.Handler = (*Handler)(nil)
@@ -98,6 +99,9 @@ func New(o Options) (*Handler, error) {
 	}
 	for _, name := range o.Hosts {
 		h.hosts[strings.ToLower(name)] = true
+	}
+	for n := range h.lengths {
+		h.lengths[n] = []string{strconv.Itoa(n)}
 	}
 	for status := 400; status < 600; status++ {
 		if text := http.StatusText(status); text != "" {
@@ -478,7 +482,11 @@ func (e *exchange) replyBytes(status int, ctype []string, body []byte) {
 func (e *exchange) head(status int, ctype []string, n int) bool {
 	h := e.w.Header()
 	h["Content-Type"] = ctype
-	h["Content-Length"] = []string{strconv.Itoa(n)}
+	if n < len(e.h.lengths) {
+		h["Content-Length"] = e.h.lengths[n]
+	} else {
+		h["Content-Length"] = []string{strconv.Itoa(n)}
+	}
 	e.rep.Status = status
 	e.w.WriteHeader(status)
 	if e.r.Method == http.MethodHead {

@@ -184,8 +184,12 @@ func identify(st *unix.Stat_t) identity {
 	return identity{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}
 }
 
-// settle is how long the directory must be quiet before it is read again.
-const settle = 100 * time.Millisecond
+// settle is how long the directory must be quiet before it is read again;
+// atMost is when it is read even so, for some never are.
+const (
+	settle = 100 * time.Millisecond
+	atMost = 2 * time.Second
+)
 
 // Watch reloads whenever something in the directory changes, or a file that a
 // record took its user data from, until ctx ends. after is called after each
@@ -203,6 +207,14 @@ func (d *Dir) Watch(ctx context.Context, after func(error)) error {
 	// What changed before the watch began would otherwise go unseen.
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var first time.Time // of the changes that were not read yet
+	soon := func() {
+		now := time.Now()
+		if first.IsZero() {
+			first = now
+		}
+		timer.Reset(min(settle, max(first.Add(atMost).Sub(now), 0)))
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -211,7 +223,7 @@ func (d *Dir) Watch(ctx context.Context, after func(error)) error {
 			if !ok {
 				return errors.New("the watch ended")
 			}
-			timer.Reset(settle)
+			soon()
 		case err, ok := <-w.Errors:
 			if !ok {
 				return errors.New("the watch ended")
@@ -219,8 +231,9 @@ func (d *Dir) Watch(ctx context.Context, after func(error)) error {
 			if !errors.Is(err, fsnotify.ErrEventOverflow) {
 				after(fmt.Errorf("watching %s: %w", d.path, err))
 			}
-			timer.Reset(settle)
+			soon()
 		case <-timer.C:
+			first = time.Time{}
 			err := d.Reload()
 			if _, gone := os.Stat(d.path); gone == nil {
 				// A directory that was replaced is another inode: watch that.

@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"sync"
 	"time"
 
 	"filippo.io/age"
@@ -45,7 +46,12 @@ type Options struct {
 }
 
 // Launcher gives out tickets. It is made by [New].
-type Launcher struct{ o Options }
+type Launcher struct {
+	o Options
+
+	mu   sync.Mutex
+	busy map[string]bool // instances whose claim is being answered
+}
 
 var _ metadata.Launcher = (*Launcher)(nil)
 
@@ -60,7 +66,7 @@ func New(o Options) (*Launcher, error) {
 	if o.Valid == 0 {
 		o.Valid = time.Hour
 	}
-	return &Launcher{o}, nil
+	return &Launcher{o: o, busy: make(map[string]bool)}, nil
 }
 
 func refuse(status int, format string, a ...any) error {
@@ -80,6 +86,10 @@ func (l *Launcher) Claim(ctx context.Context, in *metadata.Instance, body []byte
 	if _, err := next(l.o.State.Live(in.ID).Ticket, in, text); err != nil {
 		return nil, err
 	}
+	if !l.begin(in.ID) {
+		return nil, refuse(http.StatusTooManyRequests, "another claim of this instance is being answered")
+	}
+	defer l.end(in.ID)
 	t, err := l.make(ctx, in)
 	if err != nil {
 		return nil, err
@@ -121,6 +131,24 @@ func (l *Launcher) Claim(ctx context.Context, in *metadata.Instance, body []byte
 	}
 	metadata.Note(ctx, note)
 	return sealed.Bytes(), nil
+}
+
+// begin notes that a claim of the instance is being answered, which costs the
+// store and the STS something; false if one is already.
+func (l *Launcher) begin(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.busy[id] {
+		return false
+	}
+	l.busy[id] = true
+	return true
+}
+
+func (l *Launcher) end(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.busy, id)
 }
 
 // Complete withdraws the ticket.

@@ -472,6 +472,44 @@ func TestNoOracle(t *testing.T) {
 	}
 }
 
+// TestOneAtATime claims while a claim is being answered.
+func TestOneAtATime(t *testing.T) {
+	w := newWorld(t)
+	slow := slowState{w.state, make(chan struct{}, 1), make(chan struct{})}
+	w.state = slow
+	w.serve(t, metadata.Options{})
+	first := make(chan error)
+	go func() {
+		_, err := w.client(t, ticket.Options{}).Claim(ctx)
+		first <- err
+	}()
+	<-slow.asked
+	_, err := w.client(t, ticket.Options{}).Claim(ctx)
+	w.refused(t, "a claim beside another", err, 429, "another claim")
+	close(slow.proceed)
+	if err := <-first; err != nil {
+		t.Errorf("the claim under way: %v", err)
+	}
+	if _, err := w.client(t, ticket.Options{}).Claim(ctx); err != nil {
+		t.Errorf("a claim after it: %v", err)
+	}
+}
+
+// slowState changes nothing until it is told to.
+type slowState struct {
+	metadata.State
+	asked, proceed chan struct{}
+}
+
+func (s slowState) Update(ctx context.Context, id string, f func(*metadata.Live) error) error {
+	select {
+	case s.asked <- struct{}{}:
+	default:
+	}
+	<-s.proceed
+	return s.State.Update(ctx, id, f)
+}
+
 // TestStateFails gives no ticket that was not noted.
 func TestStateFails(t *testing.T) {
 	w := newWorld(t)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -117,7 +118,8 @@ func (b *logBuffer) run(ctx context.Context) (err error) {
 // those that were too many (429): of these, a few a second for all instances
 // together, or an instance could fill the disk as fast as it can ask.
 type accessLog struct {
-	out *logBuffer
+	out   *logBuffer
+	stamp atomic.Pointer[stamp] // of the last line: most have the same
 
 	mu      sync.Mutex // covers what follows
 	second  int64      // Unix time
@@ -153,11 +155,24 @@ func (a *accessLog) Request(q *metadata.Request) {
 			return
 		}
 	}
-	a.out.line(func(b []byte) []byte { return appendRequest(b, q, dropped) })
+	at := a.stamp.Load()
+	if at == nil || at.second != q.Start.Unix() {
+		at = newStamp(q.Start)
+		a.stamp.Store(at)
+	}
+	a.out.line(func(b []byte) []byte { return appendRequest(b, q, at.text, dropped) })
 }
 
+// stamp is a second as lines have it.
+type stamp struct {
+	second int64
+	text   string
+}
+
+func newStamp(t time.Time) *stamp { return &stamp{t.Unix(), t.Format(time.RFC3339)} }
+
 // appendRequest appends the request's line.
-func appendRequest(b []byte, q *metadata.Request, dropped int) []byte {
+func appendRequest(b []byte, q *metadata.Request, at string, dropped int) []byte {
 	level := "info"
 	switch {
 	case q.Status >= 500:
@@ -166,7 +181,7 @@ func appendRequest(b []byte, q *metadata.Request, dropped int) []byte {
 		level = "warn"
 	}
 	b = append(append(b, `{"level":"`...), level...)
-	b = append(q.Start.AppendFormat(append(b, `","time":"`...), time.RFC3339), '"')
+	b = append(append(append(b, `","time":"`...), at...), '"')
 	b = appendText(b, "instance", q.Instance)
 	var from [64]byte
 	b = appendText(b, "from", string(q.Caller.AppendTo(from[:0])))

@@ -23,7 +23,7 @@ func FuzzLogLine(f *testing.F) {
 	f.Add("G\x1b[2J", "/\u009b2J\x7f\u0085\u2028", "\xff\xfe\\")
 	f.Fuzz(func(t *testing.T, method, path, note string) {
 		q := metadata.Request{Start: time.Unix(1, 0).UTC(), Method: method, Path: path, Note: note, Status: 404, Caller: netip.MustParseAddrPort("[fe80::1%eth0]:80")}
-		b := appendRequest(nil, &q, 0)
+		b := appendRequest(nil, &q, "1970-01-01T00:00:01Z", 0)
 		text, ok := strings.CutSuffix(string(b), "\n")
 		if !ok || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 }) || !utf8.ValidString(text) {
 			t.Fatalf("not one clean line: %q", b)

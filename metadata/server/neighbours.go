@@ -32,12 +32,22 @@ func (neighbours) MAC(iface string, addr netip.Addr) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the neighbour table: %w", err)
 	}
+	mac := ""
 	for _, n := range list {
 		// Only what the kernel has confirmed, or an operator has set.
 		const known = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE | netlink.NUD_PERMANENT
-		if a, ok := netip.AddrFromSlice(n.IP); ok && a.Unmap() == addr && n.State&known != 0 {
-			return n.HardwareAddr.String(), nil
+		a, ok := netip.AddrFromSlice(n.IP)
+		if !ok || a.Unmap() != addr || n.State&known == 0 {
+			continue
 		}
+		got := n.HardwareAddr.String()
+		if mac != "" && got != mac {
+			return "", fmt.Errorf("%s has two MAC addresses on two interfaces: name the interface, as in --listen 169.254.169.254@br0", addr)
+		}
+		mac = got
 	}
-	return "", fmt.Errorf("%s is not in the neighbour table", addr)
+	if mac == "" {
+		return "", fmt.Errorf("%s is not in the neighbour table", addr)
+	}
+	return mac, nil
 }
