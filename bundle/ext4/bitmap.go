@@ -1,8 +1,20 @@
 package ext4
 
-// groupInodes is the number of inodes of a group in use: always its first ones.
+// groupInodes is the number of inodes of a group up to the last one in use.
 func (p *Plan) groupInodes(group int64) int64 {
+	if k := p.kept; k != nil {
+		from := group * p.g.ipg
+		return k.used.last(from, from+p.g.ipg) + 1 - from
+	}
 	return min(max(int64(p.usedInodes())-group*p.g.ipg, 0), p.g.ipg)
+}
+
+// groupUsed is the number of inodes of a group in use.
+func (p *Plan) groupUsed(group int64) int64 {
+	if k := p.kept; k != nil {
+		return k.used.count(group*p.g.ipg, (group+1)*p.g.ipg)
+	}
+	return p.groupInodes(group)
 }
 
 // used yields the runs of blocks of a group that are in use, counted from the group's start.
@@ -28,6 +40,9 @@ func (g *geometry) used(group int64, yield func(from, to int64)) {
 
 func (g *geometry) groupFree(group int64) int64 {
 	n := min(g.blocks-group*groupBlocks, groupBlocks)
+	if g.bits != nil {
+		return n - g.bits.count(group*groupBlocks, group*groupBlocks+n)
+	}
 	g.used(group, func(from, to int64) { n -= to - from })
 	return n
 }
@@ -35,19 +50,38 @@ func (g *geometry) groupFree(group int64) int64 {
 // uninit tells whether a group's block bitmap may be left to the kernel: it is
 // made of the superblock's copy alone. The last group's is always written.
 func (g *geometry) uninit(group int64) bool {
-	return group*groupBlocks >= g.end && group < g.groups-1
+	if g.bits == nil {
+		return group*groupBlocks >= g.end && group < g.groups-1
+	}
+	n := int64(groupBlocks)
+	if hasSuper(group) {
+		n -= g.supersLen
+	}
+	return group > 0 && group < g.groups-1 && g.groupFree(group) == n
 }
 
 // blockBitmap fills b with the block bitmap of a group.
 func (g *geometry) blockBitmap(b []byte, group int64) {
 	clear(b)
-	g.used(group, func(from, to int64) { setBits(b, from, to) })
+	if start := group * groupBlocks; g.bits != nil {
+		g.bits.bytes(b, start, min(g.blocks, start+groupBlocks))
+	} else {
+		g.used(group, func(from, to int64) { setBits(b, from, to) })
+	}
 	setBits(b, min(g.blocks-group*groupBlocks, groupBlocks), groupBlocks)
 }
 
 func (p *Plan) inodeBitmap(b []byte, group int64) {
 	clear(b)
-	setBits(b, 0, p.groupInodes(group))
+	if k := p.kept; k != nil {
+		for i := range p.g.ipg {
+			if !k.used.none(group*p.g.ipg+i, group*p.g.ipg+i+1) {
+				setBits(b, i, i+1)
+			}
+		}
+	} else {
+		setBits(b, 0, p.groupInodes(group))
+	}
 	setBits(b, p.g.ipg, groupBlocks)
 }
 
@@ -84,7 +118,7 @@ func (s *bitmapSums) blocks(group int64) uint32 {
 }
 
 func (s *bitmapSums) inodes(group int64) uint32 {
-	full := s.p.groupInodes(group) == s.p.g.ipg
+	full := s.p.groupUsed(group) == s.p.g.ipg
 	if full && s.fullInodes != nil {
 		return *s.fullInodes
 	}

@@ -98,7 +98,7 @@ func TestChanges(t *testing.T) {
 			id := tree.Find("d/f")
 			p := plan(t, tree, ext4.Options{Headroom: -1})
 			var got []string
-			img := image(t, p, &memSource{tree, map[filetree.ID]fault{id: tt.fault}}, func(c ext4.Change) { got = append(got, c.String()) })
+			img := image(t, p, &memSource{t: tree, faults: map[filetree.ID]fault{id: tt.fault}}, func(c ext4.Change) { got = append(got, c.String()) })
 			if len(got) != 1 || got[0] != tt.want {
 				t.Errorf("changes %q, want %q", got, tt.want)
 			}
@@ -158,7 +158,7 @@ func TestCrumbledFile(t *testing.T) {
 	id := tree.Find("d/f")
 	p := plan(t, tree, ext4.Options{Headroom: -1})
 	var got []ext4.Change
-	img := image(t, p, &memSource{tree, map[filetree.ID]fault{id: {bad: alternate(blocks)}}}, func(c ext4.Change) { got = append(got, c) })
+	img := image(t, p, &memSource{t: tree, faults: map[filetree.ID]fault{id: {bad: alternate(blocks)}}}, func(c ext4.Change) { got = append(got, c) })
 	if len(got) != 1 || got[0].Kind != ext4.Unreadable || !strings.Contains(got[0].Err.Error(), "given up") {
 		t.Errorf("changes %v", got)
 	}
@@ -177,7 +177,7 @@ func TestManyVanished(t *testing.T) {
 		sizes[fmt.Sprintf("file-%d", i)] = int64(i % 7 * 1000)
 	}
 	tree := files(t, sizes, nil)
-	src := &memSource{tree, map[filetree.ID]fault{}}
+	src := &memSource{t: tree, faults: map[filetree.ID]fault{}}
 	for i := 2; i < tree.Len(); i++ {
 		src.faults[filetree.ID(i)] = fault{open: filetree.ErrVanished}
 	}
@@ -210,7 +210,7 @@ func TestRandomFaults(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		src := &memSource{tree, randomFaults(rt, tree)}
+		src := &memSource{t: tree, faults: randomFaults(rt, tree)}
 		check(rt, os.RemoveAll(path))
 		writeImage(rt, path, p, src, func(c ext4.Change) {
 			if f := src.faults[c.ID]; f.open == nil && !f.changed && f.bad == nil {

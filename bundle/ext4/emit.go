@@ -64,10 +64,23 @@ func (p *Plan) Emit(ctx context.Context, src filetree.Source, o EmitOptions, sin
 	f := newFlow(ctx, nil, p)
 	f.sink = e
 	m := &metadata{p: p, f: f, damage: d, roots: map[filetree.ID][60]byte{}, spare: map[int64][]byte{}}
-	for _, step := range []func() error{
-		m.front,
+	rest := []func() error{
 		func() error { return f.seek(p.g.extents) },
 		m.fileTrees, m.xattrs, m.values, m.symlinks, m.dirs, m.dirTrees, m.lostFound, m.inodes,
+	}
+	if p.kept != nil {
+		rest = []func() error{m.scattered}
+	}
+	for _, step := range []func() error{
+		m.front,
+		func() error {
+			for _, step := range rest {
+				if err := step(); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 		func() error { return f.seek(p.g.blocks) },
 		f.flush,
 	} {
@@ -94,14 +107,22 @@ type emitter struct {
 func (e *emitter) files(c *contents, skip func(filetree.ID) bool) error {
 	p := e.p
 	at := p.g.cursor(p.g.data)
+	var runs []run
 	e.at = &at
 	for i := range p.t.Len() {
 		id := filetree.ID(i)
 		if p.t.Mode(id)&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
-		if skip != nil && skip(id) {
-			p.countFile(id, e.at)
+		skipped := skip != nil && skip(id)
+		if p.kept != nil && !skipped {
+			runs = p.kept.runs(runs[:0], id, p.blockCount(p.kept.places, id))
+			at = cursor{runs: runs}
+		}
+		if skipped {
+			if p.kept == nil {
+				p.countFile(id, e.at)
+			}
 			continue
 		}
 		e.id = id
@@ -127,9 +148,11 @@ func (e *emitter) file(c *contents) error {
 		c.missing(e.id, start, err)
 		return e.nothing(e.id)
 	case f.whole && !f.changed && f.err == nil && f.closing == nil && size > 0:
-		n := blocksOf(size)
-		next := start
-		if r := next.run(n); r.n == n && e.p.dense(e.id) {
+		if !e.p.dense(e.id) {
+			break
+		}
+		n, next := blocksOf(size), start
+		if r := next.run(n); r.n == n {
 			*e.at = next
 			b := f.data[:n*BlockSize]
 			clear(b[size:])

@@ -105,7 +105,7 @@ func TestEmitEqualsWrite(t *testing.T) {
 		tree := randomTree(rt)
 		p, err := ext4.NewPlan(tree, ext4.Options{Headroom: 1 << 20})
 		check(rt, err)
-		src := &memSource{tree, randomFaults(rt, tree)}
+		src := &memSource{t: tree, faults: randomFaults(rt, tree)}
 		var a, b []string
 		check(rt, os.RemoveAll(written))
 		check(rt, os.RemoveAll(emitted))

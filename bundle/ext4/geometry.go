@@ -34,6 +34,11 @@ type geometry struct {
 	lost, tables, end                                      int64
 	gaps                                                   []run
 	usedDirs                                               []uint32 // by group, as far as used
+
+	// Of a geometry that keeps a parent's places these say what is in use, in
+	// place of end and gaps; data to dirExts but extents mean nothing then.
+	bits   bitset
+	unused int64 // blocks not in use
 }
 
 type run struct{ start, n int64 }
@@ -200,8 +205,8 @@ func (c *cursor) whole(n int64) (at run, gap run) {
 	return c.run(n), r
 }
 
-// place sets all positions of g. The image is feasible if g.end <= g.blocks.
-func (p *Plan) place(g *geometry) {
+// front sets the positions of what precedes the files' data, and returns where they begin.
+func (g *geometry) front() cursor {
 	c := g.cursor(g.supersLen)
 	g.bitmaps = c.at
 	g.inodeBitmaps = c.skip(g.groups)
@@ -210,8 +215,14 @@ func (p *Plan) place(g *geometry) {
 	if g.rgdt > 0 {
 		g.journalAt = c.skip(1)
 	}
-	j := c
 	g.data = c.skip(g.journal)
+	return c
+}
+
+// place sets all positions of g. The image is feasible if g.end <= g.blocks.
+func (p *Plan) place(g *geometry) {
+	c := g.front()
+	j := g.cursor(g.journalAt)
 	trees := treeBlocks(countExtents(&j, g.journal))
 
 	for i := range p.t.Len() {
@@ -254,6 +265,9 @@ func blocksOf(bytes int64) int64 { return ceilDiv(bytes, BlockSize) }
 
 // free counts the blocks not in use.
 func (g *geometry) free() int64 {
+	if g.bits != nil {
+		return g.unused
+	}
 	n := g.blocks - g.end
 	for _, s := range g.supers {
 		if s >= g.end {
@@ -277,12 +291,16 @@ func (p *Plan) candidate(blocks, want, must int64, o *Options) (g geometry, ok b
 		return g, false
 	}
 	p.place(&g)
+	g.setReserved(o)
+	return g, g.end <= g.blocks && g.free() >= 0
+}
+
+func (g *geometry) setReserved(o *Options) {
 	percent := o.ReservedPercent
 	if percent == 0 {
 		percent = 5
 	}
 	g.reserved = g.blocks * int64(max(percent, 0)) / 100
-	return g, g.end <= g.blocks && g.free() >= 0
 }
 
 // inodeCounts gives how many inodes a filesystem should have, and must have.
@@ -341,7 +359,7 @@ func (p *Plan) fit(o Options) error {
 			return err
 		}
 		p.size = p.g.blocks * BlockSize
-		return p.countDirs()
+		return nil
 	}
 	p.size = o.Size
 	blocks := o.Size / BlockSize
@@ -358,12 +376,15 @@ func (p *Plan) fit(o Options) error {
 		}
 		return &TooSmallError{Need: g.blocks * BlockSize, Have: o.Size}
 	}
-	return p.countDirs()
+	return nil
 }
 
 // countDirs counts the directories of each group.
-func (p *Plan) countDirs() error {
+func (p *Plan) countDirs() {
 	p.g.usedDirs = make([]uint32, ceilDiv(int64(p.lastIno()), p.g.ipg))
+	if p.kept != nil {
+		p.g.usedDirs = make([]uint32, p.g.groups)
+	}
 	count := func(ino uint32) { p.g.usedDirs[int64(ino-1)/p.g.ipg]++ }
 	for i := range p.t.Len() {
 		if id := filetree.ID(i); isDir(p.t.Mode(id)) {
@@ -373,5 +394,4 @@ func (p *Plan) countDirs() error {
 	if p.lost == filetree.None {
 		count(firstIno)
 	}
-	return nil
 }

@@ -22,14 +22,14 @@ func (p *Plan) journalSuper(b []byte) {
 func (p *Plan) journalTree() (root [60]byte, blocks []byte) {
 	c := p.g.cursor(p.g.journalAt)
 	x := appendExtents(nil, &c, 0, p.g.journal)
-	at := p.treeAt(p.g.extents, int64(len(x)))
+	at := p.treeAt(p.g.extents, treeBlocks(int64(len(x))))
 	return extentTree(x, at, p.inodeSeed(journalIno))
 }
 
-// treeAt gives the positions of the blocks of a tree of so many extents.
-func (p *Plan) treeAt(start, extents int64) []int64 {
+// treeAt gives the positions of so many blocks from start on.
+func (p *Plan) treeAt(start, n int64) []int64 {
 	c := p.g.cursor(start)
-	at := make([]int64, treeBlocks(extents))
+	at := make([]int64, n)
 	for i := range at {
 		at[i] = c.run(1).start
 	}

@@ -138,7 +138,7 @@ func TestDeepExtents(t *testing.T) {
 				t.Errorf("extents: %.300s", out)
 			}
 			dir := mount(t, img, "ro")
-			compare(t, tree, dir)
+			compare(t, &memSource{t: tree}, dir)
 		})
 	}
 }

@@ -167,4 +167,9 @@ func (p *Plan) setDigest(set int) (d [16]byte) {
 }
 
 // located gives the places of the plan.
-func (p *Plan) located() *places { return p.locate() }
+func (p *Plan) located() *places {
+	if p.kept != nil {
+		return p.kept.places
+	}
+	return p.locate()
+}

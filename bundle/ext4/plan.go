@@ -42,10 +42,11 @@ type Options struct {
 	Headroom int64
 	// Label is the volume's name, at most 16 bytes.
 	Label string
-	// UUID of the filesystem. Zero: derived from the tree and the options.
+	// UUID of the filesystem. Zero: the parent's, or derived from the tree and the options.
 	UUID [16]byte
 	// Created is the time of creation the superblock tells, in seconds since
-	// 1970. 0: the newest modification time in the tree.
+	// 1970. 0: the parent's, if its places are kept, or the newest modification
+	// time in the tree.
 	Created int64
 	// NotAfter, if not 0, leaves modification times after it out of account
 	// for Created: e2fsck complains of superblocks from its future.
@@ -60,8 +61,10 @@ type Options struct {
 	// ReservedPercent of the blocks are kept for root, up to 50. 0 means 5, as
 	// mke2fs does; a negative value none.
 	ReservedPercent int
-	// Parent, if not nil, is the layout of an image whose places are kept where
-	// they can be; see [Plan.Kept].
+	// Parent, if not nil, is the layout of an image of which the plan keeps what it
+	// can: size, inode numbers, and the places of what takes the same blocks. Where
+	// that leaves too little room, or the other options ask for another size, UUID
+	// or journal, the plan is made as without; see [Plan.Kept].
 	Parent *Layout
 }
 
@@ -110,7 +113,8 @@ type setPlan struct {
 
 // Plan is the layout of an image, immutable and safe for concurrent use.
 // Beside the tree it takes 8 bytes a directory: where each file lies is found
-// again in every pass by going through the tree in order.
+// again in every pass by going through the tree in order. One that keeps its
+// parent's places takes 16 bytes an inode, and a bit a block.
 type Plan struct {
 	t         *filetree.Tree
 	size      int64
@@ -154,7 +158,11 @@ func NewPlan(t *filetree.Tree, o Options) (*Plan, error) {
 		p.created = newest(t, o.NotAfter)
 	}
 	p.created = min(max(p.created, 0), math.MaxUint32)
-	if p.uuid == [16]byte{} {
+	switch {
+	case p.uuid != [16]byte{}:
+	case o.Parent != nil:
+		p.uuid = o.Parent.header.uuid
+	default:
 		p.uuid = deriveUUID(t, o)
 	}
 	p.seed = crc32c(math.MaxUint32, p.uuid[:])
@@ -171,12 +179,13 @@ func NewPlan(t *filetree.Tree, o Options) (*Plan, error) {
 	if err := p.planDirs(); err != nil {
 		return nil, err
 	}
-	if err := p.fit(o); err != nil {
-		return nil, err
+	if o.Parent == nil || !p.keep(o.Parent, &o) {
+		if err := p.fit(o); err != nil {
+			return nil, err
+		}
 	}
-	for s := range p.Segments() {
-		p.m = p.m.Append(sparse.Extent{Off: s.Pos, Len: s.Len})
-	}
+	p.countDirs()
+	p.m = p.written()
 	return p, nil
 }
 
@@ -192,7 +201,7 @@ func (p *Plan) Tree() *filetree.Tree { return p.t }
 // UUID is the filesystem's.
 func (p *Plan) UUID() [16]byte { return p.uuid }
 
-// Map tells which bytes of the image [Plan.Write] writes; all others are zero.
+// Map tells which bytes of the image [Plan.Write] writes, or would write; all others are zero.
 func (p *Plan) Map() sparse.Map { return p.m }
 
 // Free is the number of bytes the image has free, those reserved for root included.
@@ -200,12 +209,14 @@ func (p *Plan) Free() int64 { return p.g.free() * BlockSize }
 
 // Inodes are the number of inodes the image has and of those in use.
 func (p *Plan) Inodes() (total, used int64) {
-	return p.g.inodes(), int64(p.lastIno())
+	return p.g.inodes(), int64(p.usedInodes())
 }
 
 // ino is the number of an inode of the tree.
 func (p *Plan) ino(id filetree.ID) uint32 {
 	switch {
+	case p.kept != nil:
+		return p.kept.ino[id]
 	case id == filetree.Root:
 		return 2
 	case id == p.lost:
@@ -219,6 +230,8 @@ func (p *Plan) ino(id filetree.ID) uint32 {
 // id is the inverse of ino, None for inodes that are not in the tree.
 func (p *Plan) id(ino uint32) filetree.ID {
 	switch {
+	case p.kept != nil:
+		return p.kept.ids[ino]
 	case ino == 2:
 		return filetree.Root
 	case ino == firstIno:

@@ -25,6 +25,14 @@ import (
 type memSource struct {
 	t      *filetree.Tree
 	faults map[filetree.ID]fault
+	seed   func(filetree.ID) filetree.ID // if not nil: what the content follows from in place of the ID
+}
+
+func (s *memSource) of(id filetree.ID) filetree.ID {
+	if s.seed != nil {
+		return s.seed(id)
+	}
+	return id
 }
 
 type fault struct {
@@ -75,7 +83,7 @@ func (f *memFile) ReadAt(b []byte, off int64) (int, error) {
 	if off+n > f.size {
 		n, err = max(f.size-off, 0), io.EOF
 	}
-	content(f.id, f.m, b[:n], off)
+	content(f.s.of(f.id), f.m, b[:n], off)
 	return int(n), err
 }
 
@@ -214,15 +222,16 @@ func TestRandomTrees(t *testing.T) {
 		}
 		fsck(rt, path)
 		mnt := mount(t, path, "ro")
-		compare(rt, tree, mnt)
+		compare(rt, &memSource{t: tree}, mnt)
 		check(t, unix.Unmount(mnt, 0))
 		check(t, os.Remove(path))
 	})
 }
 
-// compare tells all differences between a tree with the content of a memSource, and what lies in a directory.
-func compare(t reporter, tree *filetree.Tree, dir string) {
+// compare tells all differences between what a source has and what lies in a directory.
+func compare(t reporter, src *memSource, dir string) {
 	t.Helper()
+	tree := src.t
 	got, _ := walk(t, dir)
 	ids := map[filetree.ID]filetree.ID{}
 	var visit func(a, b filetree.ID)
@@ -251,7 +260,7 @@ func compare(t reporter, tree *filetree.Tree, dir string) {
 		switch x.Type() {
 		case unix.S_IFREG:
 			want := make([]byte, x.Size)
-			content(a, tree.Data(a), want, 0)
+			content(src.of(a), tree.Data(a), want, 0)
 			have, err := os.ReadFile(filepath.Join(dir, path))
 			if err != nil || !bytes.Equal(want, have) {
 				t.Errorf("%q: content differs (%v)", path, err)

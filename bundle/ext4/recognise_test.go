@@ -214,3 +214,58 @@ func (r *failingReader) Read(b []byte) (int, error) {
 	}
 	return r.r.Read(b)
 }
+
+// A file that is added or changes leaves the layout's other directories as they were.
+func TestLayoutIsLocal(t *testing.T) {
+	sizes := map[string]int64{}
+	for i := range 3000 {
+		sizes[fmt.Sprintf("%d", i)] = 1000
+	}
+	cuts := func(p *ext4.Plan) map[string]bool {
+		b, n := encoded(t, p, later)
+		m := map[string]bool{}
+		for _, n := range n {
+			m[string(b[:n])] = true
+			b = b[n:]
+		}
+		return m
+	}
+	many := func(extra string) *filetree.Tree {
+		b, err := filetree.NewBuilder(filetree.Attr{Mode: unix.S_IFDIR | 0o755}, nil)
+		check(t, err)
+		check(t, b.Begin(filetree.Root))
+		var dirs []filetree.ID
+		for i := range 100 {
+			d, err := b.Add(&filetree.Entry{Name: fmt.Sprint(100 + i), Link: filetree.None, Attr: filetree.Attr{Mode: unix.S_IFDIR | 0o755}})
+			check(t, err)
+			dirs = append(dirs, d)
+		}
+		for i, d := range dirs {
+			check(t, b.Begin(d))
+			for j := range 30 {
+				_, err := b.Add(&filetree.Entry{Name: fmt.Sprint(100 + j), Link: filetree.None, Attr: filetree.Attr{Mode: unix.S_IFREG | 0o644, Size: 5000, Ino: uint64(i*100 + j)}})
+				check(t, err)
+			}
+			if i == 30 && extra != "" {
+				_, err := b.Add(&filetree.Entry{Name: extra, Link: filetree.None, Attr: filetree.Attr{Mode: unix.S_IFREG | 0o644, Size: 12345, Ino: 99999}})
+				check(t, err)
+			}
+		}
+		return b.Tree()
+	}
+	p := plan(t, many(""), ext4.Options{UUID: [16]byte{1}})
+	q := plan(t, many("new"), ext4.Options{UUID: [16]byte{1}, Parent: layout(t, p, later)})
+	if !q.Kept() {
+		t.Fatal("laid out afresh")
+	}
+	a, b := cuts(p), cuts(q)
+	same := 0
+	for c := range b {
+		if a[c] {
+			same++
+		}
+	}
+	if len(a) < 102 || same < len(b)-2 {
+		t.Errorf("of %d pieces %d are as they were", len(b), same)
+	}
+}

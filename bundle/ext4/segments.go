@@ -1,7 +1,9 @@
 package ext4
 
 import (
+	"cmp"
 	"iter"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -42,9 +44,23 @@ type Segment struct {
 
 // Segments yields all parts of the image that are written, by ascending
 // position. Where nothing is written the image is zero. A file's data takes
-// several segments where it has holes or surrounds a copy of the superblock.
+// several segments where it has holes or does not lie together.
 func (p *Plan) Segments() iter.Seq[Segment] {
 	return func(yield func(Segment) bool) {
+		if p.kept != nil {
+			var all []Segment
+			p.keptSegments(func(s Segment) bool {
+				all = append(all, s)
+				return true
+			})
+			slices.SortFunc(all, func(a, b Segment) int { return cmp.Compare(a.Pos, b.Pos) })
+			for i := range all {
+				if !yield(all[i]) {
+					return
+				}
+			}
+			return
+		}
 		s := segmenter{g: &p.g, yield: yield, ok: true}
 		s.walk(p)
 	}
@@ -100,7 +116,8 @@ func (s *segmenter) put(kind Kind, id filetree.ID, off, n int64) {
 	}
 }
 
-func (s *segmenter) walk(p *Plan) {
+// front yields what precedes the files' data.
+func (s *segmenter) front(p *Plan) {
 	g, none := &p.g, filetree.None
 	s.super(0)
 	s.emit(KindReserved, none, 0, g.rgdt)
@@ -125,6 +142,11 @@ func (s *segmenter) walk(p *Plan) {
 	s.seek(c.run(1).start)
 	s.emit(KindJournal, none, 0, 1)
 	s.seek(g.data)
+}
+
+func (s *segmenter) walk(p *Plan) {
+	g, none := &p.g, filetree.None
+	s.front(p)
 
 	for i := range p.t.Len() {
 		id := filetree.ID(i)
@@ -151,7 +173,7 @@ func (s *segmenter) walk(p *Plan) {
 	}
 	s.put(KindDirExtents, none, 0, g.count(g.dirExts, g.lost))
 	s.put(KindLost, none, 0, lostBlocks)
-	c = g.cursor(g.tables)
+	c := g.cursor(g.tables)
 	for group := range g.groups {
 		n := p.groupInodes(group)
 		at, _ := c.whole(g.tableLen())

@@ -79,7 +79,12 @@ func (p *Plan) superblock(sb []byte, group int64) {
 }
 
 // usedInodes counts the inodes in use, the reserved ones included.
-func (p *Plan) usedInodes() uint32 { return p.lastIno() }
+func (p *Plan) usedInodes() uint32 {
+	if p.kept != nil {
+		return p.kept.total
+	}
+	return p.lastIno()
+}
 
 const (
 	inodeUninit = 1 // flags of a group
@@ -108,7 +113,7 @@ func (p *Plan) descriptors(put func(block []byte) error) error {
 		wide(0x00, 0x20, bb.run(1).start)
 		wide(0x04, 0x24, ib.run(1).start)
 		wide(0x08, 0x28, at.start)
-		usedInodes := p.groupInodes(group)
+		usedInodes, high := p.groupUsed(group), p.groupInodes(group)
 		half(0x0c, 0x2c, uint32(g.groupFree(group)))
 		half(0x0e, 0x2e, uint32(g.ipg-usedInodes))
 		if group < int64(len(g.usedDirs)) {
@@ -126,7 +131,7 @@ func (p *Plan) descriptors(put func(block []byte) error) error {
 			half(0x18, 0x38, sums.blocks(group))
 		}
 		le.PutUint16(d[0x12:], flags)
-		half(0x1c, 0x32, uint32(g.ipg-usedInodes))
+		half(0x1c, 0x32, uint32(g.ipg-high))
 		sum := crc32c(crc32c32(p.seed, uint32(group)), d)
 		le.PutUint16(d[0x1e:], uint16(sum))
 		if (group+1)%(BlockSize/descSize) == 0 || group == g.groups-1 {

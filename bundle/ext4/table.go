@@ -19,6 +19,7 @@ type table struct {
 	values               cursor
 	nextValue            func() (value, bool)
 	x                    []extent
+	kept                 map[uint32]value // of a plan that keeps places: the values
 }
 
 // inodes writes the used part of the inode tables.
@@ -34,24 +35,32 @@ func (m *metadata) inodes() error {
 	tables := g.cursor(g.tables)
 	for group := range g.groups {
 		at, _ := tables.whole(g.tableLen())
-		n := p.groupInodes(group)
-		if n == 0 {
+		if p.groupInodes(group) == 0 {
 			break
 		}
 		if err := m.f.seek(at.start); err != nil {
 			return err
 		}
-		var b []byte
-		for i := range n {
-			if i%(BlockSize/inodeSize) == 0 {
-				var err error
-				if b, err = m.f.block(); err != nil {
-					return err
-				}
-				clear(b)
-			}
-			t.inode(b[i%(BlockSize/inodeSize)*inodeSize:][:inodeSize], uint32(group*g.ipg+i+1))
+		if err := t.group(group); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// group writes the used part of one group's table.
+func (t *table) group(group int64) error {
+	p := t.m.p
+	var b []byte
+	for i := range p.groupInodes(group) {
+		if i%(BlockSize/inodeSize) == 0 {
+			var err error
+			if b, err = t.m.f.block(); err != nil {
+				return err
+			}
+			clear(b)
+		}
+		t.inode(b[i%(BlockSize/inodeSize)*inodeSize:][:inodeSize], uint32(group*p.g.ipg+i+1))
 	}
 	return nil
 }
@@ -61,6 +70,8 @@ func (t *table) inode(b []byte, ino uint32) {
 	p, g := t.m.p, &t.m.p.g
 	n := diskInode{ino: ino, links: 1, mtime: filetree.Time{Sec: p.created}}
 	switch id := p.id(ino); {
+	case id != filetree.None && p.kept != nil:
+		t.tree(&n, id)
 	case id != filetree.None && ino == firstIno:
 		t.early(&n, id)
 	case id != filetree.None:
@@ -88,8 +99,16 @@ func (t *table) inode(b []byte, ino uint32) {
 		binary.LittleEndian.PutUint32(n.block[4*13:], uint32(c.run(1).start))
 	case ino < firstIno:
 		return // reserved
+	case p.kept != nil:
+		if v, ok := t.kept[ino]; ok {
+			runs := p.kept.sets[v.set].values
+			i := slices.IndexFunc(runs, func(r layoutValue) bool { return r.ino == ino })
+			t.value(b, &n, v, &cursor{runs: runs[i].runs})
+		}
+		return
 	default:
-		t.value(b, &n)
+		v, _ := t.nextValue()
+		t.value(b, &n, v, &t.values)
 		return
 	}
 	p.encode(b, &n)
@@ -123,10 +142,14 @@ func (t *table) tree(n *diskInode, id filetree.ID) {
 	n.links = uint16(min(p.t.Names(id), maxLinks))
 	n.set = p.t.XattrSet(id)
 	if s := &p.sets[n.set]; s.blocks > 0 {
-		c := p.g.cursor(p.g.xattrs)
-		c.skip(int64(s.block + t.uses[n.set]/xattrUses))
-		t.uses[n.set]++
-		n.xattr = c.run(1).start
+		if k := p.kept; k != nil {
+			n.xattr = k.xattrBlock(n.set, id)
+		} else {
+			c := p.g.cursor(p.g.xattrs)
+			c.skip(int64(s.block + t.uses[n.set]/xattrUses))
+			t.uses[n.set]++
+			n.xattr = c.run(1).start
+		}
 		n.blocks++
 		if s.values > 0 { // counted with each inode, though shared
 			for _, x := range packSet(p.t.Set(n.set)).values {
@@ -137,7 +160,11 @@ func (t *table) tree(n *diskInode, id filetree.ID) {
 	switch a.Type() {
 	case unix.S_IFREG:
 		n.size = p.fileSize(id)
-		t.x = p.fileExtents(t.x[:0], id, &t.data)
+		if k := p.kept; k != nil {
+			t.x = p.extentsAt(t.x[:0], k.places, id)
+		} else {
+			t.x = p.fileExtents(t.x[:0], id, &t.data)
+		}
 		d := t.m.damage.files[id]
 		if d != nil {
 			n.size = d.size
@@ -148,10 +175,15 @@ func (t *table) tree(n *diskInode, id filetree.ID) {
 		}
 		t.extents(n, id)
 	case unix.S_IFDIR:
+		if k := p.kept; k != nil {
+			t.dirNr = k.dirNr(id)
+			t.x = p.extentsAt(t.x[:0], k.places, id)
+		} else {
+			t.x = appendExtents(t.x[:0], &t.dirs, 0, int64(p.dirs[t.dirNr].blocks))
+		}
 		d := p.dirs[t.dirNr]
 		t.dirNr++
 		n.links = dirLinks(d)
-		t.x = appendExtents(t.x[:0], &t.dirs, 0, int64(d.blocks))
 		if id == p.lost {
 			t.lost(n, t.x, int64(d.blocks))
 			break
@@ -167,7 +199,11 @@ func (t *table) tree(n *diskInode, id filetree.ID) {
 			copy(n.block[:], p.t.Target(id))
 			break
 		}
-		t.x = appendExtents(t.x[:0], &t.symlinks, 0, 1)
+		at := &t.symlinks
+		if k := p.kept; k != nil {
+			at = &cursor{runs: k.runs(nil, id, 1)}
+		}
+		t.x = appendExtents(t.x[:0], at, 0, 1)
 		t.extents(n, id)
 	case unix.S_IFCHR, unix.S_IFBLK:
 		n.block = storedDevice(a.Major, a.Minor)
@@ -199,15 +235,14 @@ func (t *table) lost(n *diskInode, x []extent, blocks int64) {
 
 // value fills b with the inode of an attribute's value. The kernel keeps the
 // number of references in ctime and version, and the hash in atime.
-func (t *table) value(b []byte, n *diskInode) {
+func (t *table) value(b []byte, n *diskInode, v value, at *cursor) {
 	p := t.m.p
-	v, _ := t.nextValue()
 	n.mode = unix.S_IFREG | 0o600
 	n.size = int64(len(v.data))
 	n.flags = flagExtents | flagValue
 	n.mtime = filetree.Time{}
 	n.blocks = blocksOf(n.size)
-	n.block, _ = extentTree(appendExtents(nil, &t.values, 0, n.blocks), nil, 0)
+	n.block, _ = extentTree(appendExtents(nil, at, 0, n.blocks), nil, 0)
 	p.encode(b, n)
 	le := binary.LittleEndian
 	le.PutUint32(b[0x08:], p.valueHash(v.data))

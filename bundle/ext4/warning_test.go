@@ -106,7 +106,7 @@ func TestLostFound(t *testing.T) {
 	_, err = b.Add(&filetree.Entry{Name: "#" + strings.Repeat("9", 200), Link: filetree.None, Attr: filetree.Attr{Mode: unix.S_IFREG | 0o644}})
 	check(t, err)
 	tree := b.Tree()
-	src := &memSource{tree, map[filetree.ID]fault{vanishing: {open: filetree.ErrVanished}}}
+	src := &memSource{t: tree, faults: map[filetree.ID]fault{vanishing: {open: filetree.ErrVanished}}}
 	for i := filetree.ID(100); i < 200; i++ { // some of lost+found itself
 		src.faults[i] = fault{open: filetree.ErrVanished}
 	}

@@ -15,7 +15,12 @@ import (
 // some dozens ahead of their turn and up to four at a time, and reports, in the
 // order of IDs, each one that is not what the tree has, without
 // failing; report may be nil. It fails with what w or ctx fails with.
+//
+// A plan that keeps its parent's places it refuses with [ErrScattered].
 func (p *Plan) Write(ctx context.Context, w io.Writer, src filetree.Source, report func(Change)) error {
+	if p.kept != nil {
+		return ErrScattered
+	}
 	if report == nil {
 		report = func(Change) {}
 	}
@@ -123,16 +128,16 @@ func (m *metadata) front() error {
 	return block(p.journalSuper)
 }
 
-// tree writes the extent tree of an inode, as far as there is room planned,
-// and keeps the rest and the root.
+// tree writes the extent tree of an inode, as far as there is room planned.
 func (m *metadata) tree(id filetree.ID, x []extent, planned int64) error {
-	need := treeBlocks(int64(len(x)))
-	c := m.p.g.cursor(m.f.at)
-	at := make([]int64, 0, need)
-	for range planned {
-		at = append(at, c.run(1).start)
-	}
-	c = m.p.g.cursor(m.p.g.lost)
+	return m.f.copyBlocks(m.plant(id, x, m.p.treeAt(m.f.at, planned)))
+}
+
+// plant makes the extent tree of an inode and keeps its root. It returns the
+// blocks for the places planned, and keeps the others for spare ones.
+func (m *metadata) plant(id filetree.ID, x []extent, at []int64) []byte {
+	need, planned := treeBlocks(int64(len(x))), int64(len(at))
+	c := m.p.g.cursor(m.p.g.lost)
 	c.skip(lostBlocks - int64(len(m.spare)) - (need - planned))
 	for range need - planned {
 		at = append(at, c.run(1).start)
@@ -142,7 +147,7 @@ func (m *metadata) tree(id filetree.ID, x []extent, planned int64) error {
 	for i := planned; i < need; i++ {
 		m.spare[at[i]] = blocks[i*BlockSize:][:BlockSize]
 	}
-	return m.f.copyBlocks(blocks[:planned*BlockSize])
+	return blocks[:planned*BlockSize]
 }
 
 func (m *metadata) fileTrees() error {
@@ -251,9 +256,7 @@ func (m *metadata) dirTrees() error {
 		nr++
 		planned := treeBlocks(int64(len(x)))
 		if id == p.lost {
-			lost := p.g.cursor(p.g.lost)
-			last := x[len(x)-1]
-			x = appendExtents(x, &lost, last.logical+last.n, m.lostLen())
+			x = m.withLost(x)
 		}
 		if planned == 0 && id != p.lost {
 			continue
@@ -263,6 +266,13 @@ func (m *metadata) dirTrees() error {
 		}
 	}
 	return nil
+}
+
+// withLost appends lost+found's spare blocks to its extents.
+func (m *metadata) withLost(x []extent) []extent {
+	c := m.p.g.cursor(m.p.g.lost)
+	last := x[len(x)-1]
+	return appendExtents(x, &c, last.logical+last.n, m.lostLen())
 }
 
 // lostLen is the number of blocks that lost+found has beside those planned for its names.

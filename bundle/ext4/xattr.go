@@ -196,14 +196,12 @@ func (p *Plan) values() iter.Seq[value] {
 		if p.eaInodes == 0 {
 			return
 		}
-		ino := p.lastTreeIno()
 		for i, s := range p.sets {
 			if s.values == 0 {
 				continue
 			}
-			for _, x := range packSet(p.t.Set(i)).values {
-				ino++
-				if !yield(value{ino, i, s.blocks, x.value}) {
+			for j, x := range packSet(p.t.Set(i)).values {
+				if !yield(value{p.valueIno(i, j), i, s.blocks, x.value}) {
 					return
 				}
 			}
@@ -211,12 +209,20 @@ func (p *Plan) values() iter.Seq[value] {
 	}
 }
 
+// valueIno is the inode of a set's value.
+func (p *Plan) valueIno(set, nr int) uint32 {
+	if p.kept != nil {
+		return p.kept.sets[set].values[nr].ino
+	}
+	return p.lastTreeIno() + 1 + p.sets[set].value + uint32(nr)
+}
+
 // valueHash is what the kernel keeps of a value that has an inode.
 func (p *Plan) valueHash(v []byte) uint32 { return crc32c(p.seed, v) }
 
 // encodeXattrs puts entries and values into area, whose value offsets count
 // from base, and returns the hash of a block of them.
-func (p *Plan) encodeXattrs(area []byte, xs []xattr, base int, firstValue uint32, hashed bool) (blockHash uint32) {
+func (p *Plan) encodeXattrs(area []byte, xs []xattr, base int, values func(nr int) uint32, hashed bool) (blockHash uint32) {
 	le := binary.LittleEndian
 	at, end := 0, len(area)
 	for i := range xs {
@@ -231,7 +237,7 @@ func (p *Plan) encodeXattrs(area []byte, xs []xattr, base int, firstValue uint32
 		}
 		switch {
 		case x.nr >= 0:
-			le.PutUint32(e[4:], firstValue+uint32(x.nr))
+			le.PutUint32(e[4:], values(x.nr))
 			hash = hash<<16 ^ hash>>16 ^ p.valueHash(x.value)
 		case len(x.value) > 0:
 			n := (len(x.value) + 3) &^ 3
@@ -262,7 +268,7 @@ func (p *Plan) xattrBlock(b []byte, set, nr int, at int64) {
 	le.PutUint32(b, xattrMagic)
 	le.PutUint32(b[4:], min(s.inodes-uint32(nr)*xattrUses, xattrUses))
 	le.PutUint32(b[8:], 1)
-	le.PutUint32(b[12:], p.encodeXattrs(b[32:], packed.block, 32, p.lastTreeIno()+1+s.value, true))
+	le.PutUint32(b[12:], p.encodeXattrs(b[32:], packed.block, 32, func(i int) uint32 { return p.valueIno(set, i) }, true))
 	sum := crc32c(p.seed, le.AppendUint64(nil, uint64(at)))
 	le.PutUint32(b[16:], crc32c(sum, b))
 }
@@ -274,6 +280,6 @@ func (p *Plan) inodeXattrs(b []byte, set int) {
 	}
 	if packed := packSet(p.t.Set(set)); len(packed.inode) > 0 {
 		binary.LittleEndian.PutUint32(b, xattrMagic)
-		p.encodeXattrs(b[4:], packed.inode, 0, 0, false)
+		p.encodeXattrs(b[4:], packed.inode, 0, nil, false)
 	}
 }
