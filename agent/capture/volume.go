@@ -43,6 +43,9 @@ type VolumeOptions struct {
 	// "xfs" or "btrfs", which are made in a scratch file in Scratch, as large as
 	// their content.
 	FS, Scratch string
+	// Parent is where everything was in the image that this one follows, or nil:
+	// what did not change keeps its place.
+	Parent *ext4.Layout
 }
 
 // Volume is a live volume, scanned and planned, nothing written yet.
@@ -139,7 +142,7 @@ func (v *Volume) layOut(o VolumeOptions, whole bool) error {
 	if kind == "" {
 		kind = disk.None
 	}
-	fo := ext4.Options{NotAfter: time.Now().Unix()}
+	fo := ext4.Options{NotAfter: time.Now().Unix(), Parent: o.Parent}
 	switch {
 	case o.Label != nil:
 		fo.Label = *o.Label

@@ -103,15 +103,15 @@ func Wrap(kind Kind, fsSize int64, fsMap sparse.Map, id [16]byte) (*Disk, error)
 		d.size, d.m = fsSize, fsMap
 		return d, nil
 	case MBR:
-		d.start = align
-		d.size = align + fsSize
+		d.start = kind.Start()
+		d.size = d.start + fsSize
 		if d.size/sector > 1<<32-1 {
 			return nil, fmt.Errorf("%w: an MBR describes less than 2 TiB, the disk would be %d bytes (use gpt)", ErrSize, d.size)
 		}
 		d.head = make([]byte, block)
 		mbr(d.head, derive(id, "disk"), 0x80, 0x83, d.start/sector, fsSize/sector)
 	case GPT:
-		d.start = align + biosBoot
+		d.start = kind.Start()
 		d.size = roundUp(d.start+fsSize+gptTable+sector, align)
 		d.gpt(id)
 	default:
@@ -133,6 +133,22 @@ func (d *Disk) Map() sparse.Map { return d.m }
 
 // Partition is where in the image the filesystem lies, in bytes.
 func (d *Disk) Partition() (off, size int64) { return d.start, d.fsSize }
+
+// Tables are the bytes around the filesystem: those from the image's beginning,
+// and those up to its end. Both are empty without a partition table.
+func (d *Disk) Tables() (head, tail []byte) { return d.head, d.tail }
+
+// Start is where in an image with a partition table of this kind the
+// filesystem begins, in bytes.
+func (k Kind) Start() int64 {
+	switch k {
+	case MBR:
+		return align
+	case GPT:
+		return align + biosBoot
+	}
+	return 0
+}
 
 // Notes are what an operator should know of the image, one sentence each.
 func (d *Disk) Notes() []string {

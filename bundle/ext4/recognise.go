@@ -156,3 +156,6 @@ func (r *record) clone() *record {
 	c.pieces, c.runs, c.trees = slices.Clone(r.pieces), slices.Clone(r.runs), slices.Clone(r.trees)
 	return &c
 }
+
+// Started is when the scan began that the layout's image was made of.
+func (l *Layout) Started() filetree.Time { return l.header.started }

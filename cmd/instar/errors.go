@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/instar-image/instar/agent/capture"
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/disk"
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/ext4"
@@ -15,6 +16,7 @@ import (
 	"github.com/instar-image/instar/bundle/rootfs"
 	"github.com/instar-image/instar/metadata/imds"
 	"github.com/instar-image/instar/upload"
+	"github.com/instar-image/instar/upload/images"
 )
 
 // libraryCode is the exit code for errors of the libraries, 0 for others.
@@ -39,11 +41,19 @@ func libraryCode(err error) int {
 		return exitUsage
 	case errors.As(err, &objects), errors.As(err, &object):
 		return exitS3
-	case is(ec2.ErrSignature, ec2.ErrUnsigned, ec2.ErrDigest, ec2.ErrSize, ec2.ErrTruncated):
+	case is(ec2.ErrSignature, ec2.ErrUnsigned, ec2.ErrDigest, ec2.ErrSize, ec2.ErrTruncated),
+		is(keys.ErrUntrusted, keys.ErrSignature, keys.ErrNamespace, keys.ErrExpired),
+		is(chunked.ErrRollback, chunked.ErrStale, chunked.ErrForked, chunked.ErrOther, chunked.ErrCorrupt, chunked.ErrForeign),
+		is(images.ErrNoTrust, images.ErrLabel, images.ErrDamaged):
 		return exitTrust
+	case is(images.ErrNoImage, chunked.ErrDeleted):
+		return exitFile
+	case is(images.ErrCollected, images.ErrBusy):
+		return exitS3
 	case is(imds.ErrUnreachable, imds.ErrRefused, imds.ErrNotFound):
 		return exitMetadata
 	case is(ec2.ErrFormat, ec2.ErrTooNew, ec2.ErrTooOld, ec2.ErrEncrypted, ec2.ErrKey, ec2.ErrLimit, ec2.ErrOption),
+		is(keys.ErrMode, keys.ErrAgent, keys.ErrAgentKey, keys.ErrWrong, keys.ErrPublic, keys.ErrKeyType, keys.ErrRecipient, keys.ErrIdentity, keys.ErrNoIdentity, keys.ErrAllowedSigners),
 		is(keys.ErrNotFound, keys.ErrPassphrase, keys.ErrNotRSA, keys.ErrWeak, keys.ErrSeveral, keys.ErrMismatch, keys.ErrMalformed, keys.ErrTooLarge),
 		is(capture.ErrImageSize, capture.ErrOption, rootfs.ErrNoMatch, rootfs.ErrPattern, rootfs.ErrNoFiles, disk.ErrSize, disk.ErrKind, ext4.ErrOptions, ext4.ErrTooLarge),
 		errors.As(err, &small):

@@ -55,7 +55,7 @@ program named ec2-bundle-vol, euca-bundle-vol and so on are those tools
 	p.refuse("debugger", "", "it would start Python's debugger; use --debug", ofEuca, false)
 
 	root.AddCommand(
-		newBundleVol(a), newBundleImage(a), newUploadBundle(a), newBundleAndUpload(a),
+		newCreateImage(a), newBundleVol(a), newBundleImage(a), newUploadBundle(a), newBundleAndUpload(a),
 		newDownloadBundle(a), newUnbundle(a), newDownloadAndUnbundle(a), newUnbundleStream(a),
 		newVerify(a), newDeleteBundle(a), newMigrateManifest(a), newMigrateBundle(a),
 		newMetadata(a), newInitrd(a), newLaunch(a),

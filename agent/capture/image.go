@@ -1,0 +1,211 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/instar-image/instar/bundle/chunked"
+	"github.com/instar-image/instar/bundle/disk"
+	"github.com/instar-image/instar/bundle/ext4"
+	"github.com/instar-image/instar/bundle/filetree"
+	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/upload/images"
+)
+
+// ImageOptions say what to capture into which image of which store.
+type ImageOptions struct {
+	Volume VolumeOptions // FS must be ext4
+	Store  *images.Store
+	Name   string // of the image
+	Domain string // whose stored chunks are shared; made if it does not exist
+	// Owner is known to this machine alone: by it the machine knows its own packs.
+	Owner      chunked.Key
+	Signer     keys.Signer
+	Recipients []*keys.Recipient // who can open the image; the first is this machine
+	// AllCreators shares what other creators of the domain have stored, who then
+	// are trusted not to have spoiled it.
+	AllCreators bool
+	// Expires is how long readers take this version for the newest; 0: for ever.
+	Expires     time.Duration
+	Description string
+	// Level of compression; nil: much new data fast, little well.
+	Level *chunked.Level
+	// VerifyContent reads files that look unchanged, too.
+	VerifyContent bool
+	// Full takes no parent.
+	Full bool
+	Boot BootOptions
+	// Architecture as the manifest has it; "" is that of the root's programs, or
+	// this machine's if they do not tell.
+	Architecture string
+	Mappings     []chunked.Mapping
+	Tool         string // "instar VERSION"
+}
+
+// LevelOf is for ImageOptions.Level.
+func LevelOf(l chunked.Level) *chunked.Level { return &l }
+
+// ImageResult is a published image and what it took.
+type ImageResult struct {
+	Published *images.Published
+	Manifest  *chunked.Manifest
+	Parent    *chunked.Name // whose unchanged files were taken, or nil
+	Size      int64         // of the disk, bytes
+	Kernel    string        // release of the kernel in the image, "" for none
+
+	Files, FilesUnchanged, FilesRead int64 // regular files
+	BytesRead                        int64 // of them
+	BytesAdded                       int64 // objects stored: packs, index, manifest, key
+	BytesReused                      int64 // of the image's data: in the store before
+	PacksAdded, IndexAdded           int   // objects
+	Flawed                           int   // files that are not in the image as they are; each was warned of
+}
+
+// collectedTries is how often a capture is begun that garbage collection gets
+// the better of.
+const collectedTries = 2
+
+// CreateImage captures a volume and publishes it as the newest version of an
+// image, all or nothing. What a capture that failed has stored is found and
+// used by the next one.
+func CreateImage(ctx context.Context, o ImageOptions, r Reporter) (*ImageResult, error) {
+	if o.Volume.scratched() {
+		return nil, fmt.Errorf("%w: images are ext4, not %s", ErrOption, o.Volume.FS)
+	}
+	for try := 1; ; try++ {
+		res, err := createImage(ctx, o, r)
+		if err == nil || try == collectedTries || !errors.Is(err, images.ErrCollected) {
+			return res, err
+		}
+		r.Note(fmt.Sprintf("garbage collection removed what this capture wanted to use: once more from the beginning (%v)", err))
+	}
+}
+
+// creation is one capture of an image.
+type creation struct {
+	o      ImageOptions
+	r      Reporter
+	run    *images.Run
+	domain *images.Domain
+	parent *parent
+	volume *Volume
+	sink   countingSink
+	res    *ImageResult
+
+	unsure  map[filetree.ID]bool // files that Emit reported
+	matches *ext4.Matches
+	fresh   int    // files that are read, for the layout has to vouch for them anew
+	skip    []bool // files that are taken from the parent, by ID
+}
+
+// parent is the version before this one, as far as it can be read.
+type parent struct {
+	image  *images.Image
+	index  *chunked.Index
+	layout *ext4.Layout
+	disk   *chunked.Stream
+	start  int64 // of the filesystem in disk
+}
+
+func createImage(ctx context.Context, o ImageOptions, r Reporter) (res *ImageResult, err error) {
+	c := &creation{o: o, r: r, res: &ImageResult{}, unsure: map[filetree.ID]bool{}}
+	r.Phase("looking at "+o.Store.String(), 0)
+	c.domain, err = o.Store.Domain(ctx, o.Domain, images.DomainOptions{Create: true, Creators: o.Recipients[:1], Signer: o.Signer})
+	if err != nil {
+		return nil, err
+	}
+	c.run, err = o.Store.Begin(ctx, images.RunOptions{Image: o.Name, Domain: c.domain, Owner: o.Owner, AllCreators: o.AllCreators})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		if cerr := c.run.Close(clean); cerr != nil && err != nil {
+			err = errors.Join(err, cerr)
+		}
+	}()
+	if err := c.openParent(ctx); err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	started := filetree.Time{Sec: now.Unix(), Nsec: uint32(now.Nanosecond())}
+	if c.parent != nil {
+		o.Volume.Parent = c.parent.layout
+	}
+	if c.volume, err = PlanVolume(ctx, o.Volume, r); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.volume.Close()) }()
+	written, m, err := c.write(ctx, started)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r.Phase("publishing "+o.Name, 0)
+	c.res.Published, err = c.run.Publish(ctx, images.PublishOptions{
+		Manifest: *m, IndexKey: written.IndexKey, Recipients: o.Recipients, Signer: o.Signer, Expires: o.Expires,
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.res.Manifest = c.res.Published.Manifest
+	c.res.BytesAdded += c.res.Published.Size + c.res.Published.KeysSize
+	c.res.Flawed = c.volume.Flawed() + len(c.volume.Root.Problems) + len(c.volume.Changes())
+	return c.res, nil
+}
+
+// openParent finds the version before. That there is none, or that this
+// machine cannot read it, makes the image a full one; that it is not
+// authentic, or shows an older state than was seen before, is an error.
+func (c *creation) openParent(ctx context.Context) error {
+	if c.o.Full {
+		return nil
+	}
+	image, err := c.run.Parent(ctx, "")
+	if err != nil {
+		return err
+	}
+	if image == nil {
+		c.r.Note(fmt.Sprintf("%s has no image %q yet: this is a full one", c.o.Store, c.o.Name))
+		return nil
+	}
+	p := &parent{image: image, start: disk.Kind(image.Manifest.Partition).Start()}
+	if err := c.readParent(ctx, p); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		c.r.Note(fmt.Sprintf("the image before this one cannot be built upon: every file is read, and compared with what this machine has stored (%v)", err))
+		return nil
+	}
+	c.parent = p
+	c.res.Parent = &image.Name
+	return nil
+}
+
+// layoutCache is the memory for reading a layout, in bytes: it is read once,
+// from its beginning to its end.
+const layoutCache = 4 << 20
+
+func (c *creation) readParent(ctx context.Context, p *parent) (err error) {
+	if p.image.Manifest.Domain != c.o.Domain {
+		return fmt.Errorf("it is in the domain %q", p.image.Manifest.Domain)
+	}
+	if p.index, err = p.image.Open(ctx); err != nil {
+		return err
+	}
+	if p.disk, err = p.index.Stream(chunked.StreamDisk); err != nil {
+		return err
+	}
+	s, err := p.index.Stream(chunked.StreamLayout)
+	if err != nil {
+		return err
+	}
+	p.layout, err = ext4.ReadLayout(io.NewSectionReader(s.ReaderAt(ctx, layoutCache), 0, s.Size()))
+	return err
+}
