@@ -1,7 +1,11 @@
 package imds
 
 import (
+	"bytes"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -23,6 +27,38 @@ func TestDocs(t *testing.T) {
 	for _, want := range []string{"1 instances, no mistakes", "public-keys/", "ssh-ed25519 AAAA", "i-0123456789abcdef0\t127.0.0.1\tweb-1.example.org"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the manual's script does not print %q:\n%s", want, out)
+		}
+	}
+}
+
+// TestUnit checks the systemd units that come with the program, and how far the
+// service is locked in.
+func TestUnit(t *testing.T) {
+	units := t.TempDir()
+	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket"} {
+		text, err := os.ReadFile("../../docs/systemd/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The program is where the unit says only once it is installed.
+		if err := os.WriteFile(filepath.Join(units, name), bytes.ReplaceAll(text, []byte("/usr/local/bin/instar"), []byte(instar)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := sh(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", filepath.Join(units, "instar-metadata.service"))
+	_, level, ok := strings.Cut(out, "Overall exposure level for instar-metadata.service: ")
+	var exposure float64
+	if _, err := fmt.Sscan(level, &exposure); !ok || err != nil || exposure > 2 {
+		t.Errorf("exposure %q, want at most 2.0", strings.TrimSpace(level))
+	}
+	t.Logf("exposure %.1f", exposure)
+	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket"} {
+		verify := exec.Command("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", filepath.Join(units, name))
+		out, err := verify.CombinedOutput()
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, units) || strings.Contains(line, "instar-metadata") {
+				t.Errorf("%s: %s (%v)", name, line, err)
+			}
 		}
 	}
 }
