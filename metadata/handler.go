@@ -432,7 +432,7 @@ func (e *exchange) launchRequest(path string) {
 	switch {
 	case errors.As(err, &refused):
 		e.rep.Note = "launch: " + refused.Reason
-		e.reply(refused.Status, e.h.plain, refused.Reason+"\n")
+		e.reply(refused.Status, e.h.plain, strings.ReplaceAll(refused.Reason, "\n", " ")+"\n") // one line
 	case err != nil:
 		e.fail(http.StatusServiceUnavailable, "launch: "+err.Error())
 	case what == "complete":

@@ -330,6 +330,15 @@ func TestAsking(t *testing.T) {
 	}
 	tok, other := tokenOf("127.0.0.1"), tokenOf("127.0.0.2")
 	const path = "/latest/api/instar/launch"
+	logged := map[string]string{ // what the log says of it
+		"no token": "i-1 401 token missing", "wrong token": "i-1 401 token wrong, expired or another instance's",
+		"another's token": "i-1 401 token wrong, expired or another instance's", "another with this one's token": "i-2 401 token wrong",
+		"a stranger": " 404 no instance has this caller", "through a proxy": "i-1 403 launch: asked for through a proxy",
+		"no body": "launch: the body is not a ticket request", "much": "launch: body missing, broken off or over 4096 bytes",
+		"a manifest of its own choice": "launch: the body is not a ticket request", "no recipient": "launch: the recipient is not an age recipient",
+		"another version of requests": "launch: version 2 of ticket requests is not known", "completion before a claim": "launch: only who holds the ticket",
+		"a good claim": "i-1 200 launch: claimed", "a post-quantum recipient": "i-1 200 launch: claimed again (2)",
+	}
 	for _, c := range []struct {
 		name, from, method, path, token, body string
 		headers                               []string
@@ -368,6 +377,8 @@ func TestAsking(t *testing.T) {
 		}
 		if len(w.notes) != before+1 {
 			t.Errorf("%s: %d log lines", c.name, len(w.notes)-before)
+		} else if last := w.notes[before]; !strings.Contains(last, fmt.Sprintf(" %d ", c.status)) || !strings.Contains(last, logged[c.name]) {
+			t.Errorf("%s: the log has %q, want %q in it", c.name, last, logged[c.name])
 		}
 		if bytes.Contains(b, []byte(hex.EncodeToString(w.key[:]))) {
 			t.Errorf("%s: the answer is not sealed", c.name)
