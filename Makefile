@@ -41,6 +41,7 @@ bench:                 ## figures against the peers, with targets (BENCH_ARGS=â€
 	test/tools debian bench
 	go run -buildvcs=false ./test/bench $(BENCH_ARGS)
 	go run -buildvcs=false ./test/bench/metadata
+	go run -buildvcs=false ./test/bench/boot
 
 evidence:              ## the long campaigns, with counts
 	test/run evidence

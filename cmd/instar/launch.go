@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -21,6 +23,7 @@ import (
 
 type launchOptions struct {
 	download                     downloadOptions
+	bundle, directory            string // what BUNDLE names; directory: it is a file, beside its parts
 	disk, kernel, modules, init  string
 	sshKeys                      []string
 	userData, hostname, id, user string
@@ -34,8 +37,8 @@ func newLaunch(a *app) *cobra.Command {
 	var o launchOptions
 	const test = "TestLaunch"
 	cmd := a.command("launch", "boot a bundle in a virtual machine here, with your SSH key in it", `
-Fetches and opens a bundle as download-and-unbundle does (signature first, every
-part before it is decrypted), or takes an image with --disk, and boots it in
+Opens a bundle (signature first, every part before it is decrypted), or takes an
+image with --disk, and boots it in
 QEMU with a metadata server of its own: with your SSH keys, hostname and user
 data, by the image's own kernel. It says how to log in, runs until the machine
 powers off or Ctrl-C, and leaves nothing behind. What the machine writes is
@@ -46,9 +49,17 @@ connections only those go elsewhere than they say. No privilege is needed.
 The kernel is the newest in the image's /boot, which debugfs (e2fsprogs) reads;
 for an image that is partitioned, not ext4, or without a kernel,
 --kernel-file and --modules name one.`, `
+  instar launch images/web-1/web-1.manifest.xml -k key.pem --ssh-key ~/.ssh/id_ed25519.pub
   instar launch -b images/web-1 -m web-1.manifest.xml -k key.pem --ssh-key ~/.ssh/id_ed25519.pub
   instar launch --disk root.img --ssh-key key.pub --user-data setup.sh --memory 2048`,
 		func(ctx context.Context) error { return runLaunch(ctx, a, &o) })
+	cmd.Use = "launch [BUNDLE]"
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if err := atMostArgs(a, 1, "launch takes one bundle")(cmd, args); err != nil || len(args) == 0 {
+			return err
+		}
+		return o.name(args[0])
+	}
 	f := flagsOf(cmd)
 	f.text(&o.disk, "disk", "", "boot the image `FILE` instead of a bundle", ofUs, test)
 	completeFiles(cmd, "disk")
@@ -83,6 +94,43 @@ for an image that is partitioned, not ext4, or without a kernel,
 	o.download.trust.add(cmd, test)
 	o.download.storage.add(a, cmd, ofUs, test, short{true, true, true})
 	return cmd
+}
+
+// name takes the bundle that is named beside the options: a manifest's file,
+// with the parts beside it, or BUCKET/PREFIX/NAME.manifest.xml.
+func (o *launchOptions) name(bundle string) error {
+	o.bundle = bundle
+	if isFile(bundle, "") == nil {
+		o.directory = filepath.Dir(bundle)
+		return nil
+	}
+	bucket, manifest := path.Split(bundle)
+	if bucket = strings.TrimSuffix(bucket, "/"); bucket == "" || path.IsAbs(bundle) || !strings.HasSuffix(manifest, ".manifest.xml") {
+		return usagef("bundle %q: neither the file of a manifest nor BUCKET/PREFIX/NAME.manifest.xml", bundle)
+	}
+	if o.download.bucket != "" || o.download.manifest != "" || o.download.prefix != "" {
+		return usagef("bundle %q is named, and another by --bucket, --manifest or --prefix", bundle)
+	}
+	o.download.bucket, o.download.manifest = bucket, manifest
+	return nil
+}
+
+// open opens the bundle into the file disk.
+func (o *launchOptions) open(ctx context.Context, a *app, disk string) error {
+	if o.directory == "" {
+		d := o.download
+		d.directory = disk
+		return runDownloadAndUnbundle(ctx, a, &d)
+	}
+	opts, err := a.opening(o.download.key, &o.download.trust)
+	if err != nil {
+		return err
+	}
+	m, _, err := a.readManifest(o.bundle, func() (*rsa.PrivateKey, error) { return opts.Key, nil })
+	if err != nil {
+		return explain(err)
+	}
+	return a.unbundleTo(ctx, opts, m, dirSource(o.directory), disk)
 }
 
 // instance is what the options say of the machine.
@@ -136,6 +184,9 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	if o.keep && o.disk == "" {
 		return usagef("--keep needs --disk: a bundle's image is opened anew each time")
 	}
+	if o.bundle != "" && o.disk != "" {
+		return usagef("both a bundle and --disk are named")
+	}
 	if (o.kernel == "") != (o.modules == "") {
 		return usagef("--kernel-file and --modules go together")
 	}
@@ -162,9 +213,7 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	disk := o.disk
 	if disk == "" {
 		disk = filepath.Join(dir, "disk")
-		d := o.download
-		d.directory = disk
-		if err := runDownloadAndUnbundle(ctx, a, &d); err != nil {
+		if err := o.open(ctx, a, disk); err != nil {
 			return err
 		}
 	} else if err := isFile(disk, "--disk"); err != nil {
@@ -228,10 +277,22 @@ func (o *launchOptions) ready(a *app, m launch.Machine, user string) {
 		return
 	}
 	// The host key is new with each instance: nothing to remember.
-	line := fmt.Sprintf("ssh -p %d -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no %s@127.0.0.1", m.SSHPort, user)
+	line := fmt.Sprintf("ssh -p %d -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no %s%s@127.0.0.1", m.SSHPort, o.identity(), user)
 	if err := a.ui.Result("launch", line, ui.Fields{"ssh": line, "port": m.SSHPort, "user": user, "metadata": m.Metadata, "accel": m.Accel}); err != nil {
 		a.ui.Say("%s", line)
 	}
+}
+
+// identity is ssh's option for the private key beside the public one, if it is
+// there and its name needs no quoting.
+func (o *launchOptions) identity() string {
+	for _, name := range o.sshKeys {
+		private, ok := strings.CutSuffix(name, ".pub")
+		if ok && isFile(private, "") == nil && !strings.ContainsAny(private, " \t\n'\"\\$`&|;<>()*?[]#~!{}") {
+			return "-i " + private + " "
+		}
+	}
+	return ""
 }
 
 // sized makes the disk as large as is asked for: the image itself if it is

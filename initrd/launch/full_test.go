@@ -1,6 +1,7 @@
 package launch_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -30,7 +31,7 @@ func bundle(t testing.TB, flavour string) (args, env []string) {
 		t.Fatalf("bundle-vol: exit status %d\n%s%s", status, out, errs)
 	}
 	return []string{
-		"-b", bucket + "/web", "-m", "web.manifest.xml", "-k", key, "--hostname", "web-1",
+		bucket + "/web/web.manifest.xml", "-k", key, "--hostname", "web-1",
 		"--memory", "768", "--accel", "tcg", "--scratch", t.TempDir(),
 	}, env
 }
@@ -214,7 +215,8 @@ func quoted(commands map[string]string) map[string]string {
 	return out
 }
 
-// TestTwoInstances makes two instances of one captured root.
+// TestTwoInstances makes two instances of one root; with $INSTAR_EVIDENCE also
+// by booting one image as many machines and logging in.
 func TestTwoInstances(t *testing.T) {
 	root := debian(t, "plain")
 	second := root + "-2"
@@ -242,4 +244,31 @@ func TestTwoInstances(t *testing.T) {
 			t.Errorf("two instances share %s: %q", name, a[name])
 		}
 	}
+	if os.Getenv("INSTAR_EVIDENCE") != "" {
+		twentyMachines(t)
+	}
+}
+
+// twentyMachines boots one image as ten pairs of instances.
+func twentyMachines(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	shell(t, `/sbin/mke2fs -q -t ext4 -d "$1" "$2" 700M && rm -rf "$1"`, debian(t, "plain"), image)
+	signer, pub := sshKey(t)
+	machines := 2 * min(10, boots(t))
+	seen := make(map[string]string)
+	for n := range machines {
+		id := fmt.Sprintf("i-%d", n)
+		g := launch(t, nil, "--disk", image, "--ssh-key", pub, "--instance-id", id, "--accel", "tcg", "--memory", "768", "--scratch", t.TempDir())
+		port, user := g.ready()
+		c := login(t, port, user, signer)
+		for _, command := range []string{"hostname", "cat /etc/machine-id", "cat /etc/ssh/ssh_host_ed25519_key.pub", "cat /etc/ssh/ssh_host_ecdsa_key.pub"} {
+			got := remote(t, c, command)
+			if before, ok := seen[got]; ok || got == "" {
+				t.Errorf("%s of %s is that of %s: %q", command, id, before, got)
+			}
+			seen[got] = id
+		}
+		g.powerOff(c, "")
+	}
+	t.Logf("%d machines of one image: %d different names, machine-ids and host keys", machines, len(seen))
 }

@@ -291,12 +291,27 @@ func TestLaunchRefusals(t *testing.T) {
 	port := strconv.Itoa(taken.Addr().(*net.TCPAddr).Port)
 	big := filepath.Join(dir, "big")
 	must(t, os.WriteFile(big, bytes.Repeat([]byte("#"), 20000), 0o600))
+	key, cert := keyFiles(t, "user")
+	other, cloudCert := keyFiles(t, "other")
+	bundled := t.TempDir()
+	if _, errs, status := run(t, nil, "bundle-image", "-i", disk, "-p", "x", "-d", bundled, "-k", key, "-c", cert, "--ec2cert", cloudCert, "-u", "111122223333", "-r", "x86_64"); status != 0 {
+		t.Fatalf("bundle-image: exit status %d\n%s", status, errs)
+	}
 	for _, c := range []struct {
 		want string
 		args []string
 	}{
 		{"this is a private key; the public one is commonly in .*private.pub", []string{"--disk", disk, "--ssh-key", private}},
 		{"port " + port + " for the machine's sshd: .*address already in use", []string{"--disk", disk, "--port", port}},
+		{"launch takes one bundle", []string{"a", "b"}},
+		{"neither the file of a manifest nor BUCKET", []string{"bucket"}},
+		{"neither the file of a manifest nor BUCKET", []string{dir + "/none.manifest.xml"}},
+		{"both a bundle and --disk", []string{text, "--disk", disk}},
+		{"another by --bucket", []string{"-b", "x", "y/z.manifest.xml"}},
+		{"reading private key .* not an RSA key", []string{text, "-k", private}},
+		{"reading the manifest|no manifest|manifest", []string{text, "-k", key}},
+		{"no /boot/vmlinuz-RELEASE", []string{bundled + "/x.manifest.xml", "-k", key}},
+		{"signature|decrypt|key", []string{bundled + "/x.manifest.xml", "-k", other}},
 		{"--keep needs --disk", []string{"--keep"}},
 		{"missing option --(bucket|privatekey)", nil},
 		{"go together", []string{"--disk", disk, "--kernel-file", "/x"}},

@@ -1,7 +1,9 @@
 package launch_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -147,13 +149,11 @@ func TestLaunchPanic(t *testing.T) {
 	}
 }
 
-// TestLaunchARM64 boots a small root by an arm64 kernel, initrd and init.
-func TestLaunchARM64(t *testing.T) {
-	t.Parallel()
-	kernel, modules := qemutest.KernelFor(t, "arm64")
-	init := qemutest.BuildProgramFor(t, "arm64", "github.com/instar-image/instar/cmd/instar-init")
-	system := qemutest.BuildProgramFor(t, "arm64", "../boot/testdata/guestinit")
-	dir := t.TempDir()
+// smallRoot makes a disk, in dir, with a root whose system shows some files and
+// runs the user data, and returns the disk and a file of user data that leaves
+// a line in /etc/ran each time it runs.
+func smallRoot(t testing.TB, arch, dir string) (disk, userData string) {
+	t.Helper()
 	shell(t, `set -e
 cd "$1"
 mkdir -p root/dev root/proc root/sys root/run root/tmp root/sbin root/etc/ssh root/var/lib root/root root/lib/systemd
@@ -161,11 +161,20 @@ cp "$2" root/lib/systemd/systemd
 ln -s /lib/systemd/systemd root/sbin/init
 echo root:x:0:0::/root:/bin/sh >root/etc/passwd
 truncate -s 64M disk
-/sbin/mkfs.ext4 -q -F -d root disk`, dir, system)
-	userData := filepath.Join(dir, "user-data")
-	must(t, os.WriteFile(userData, []byte("#cloud-config\nwrite_files: [ { path: /etc/ran, content: x } ]\n"), 0o600))
+/sbin/mkfs.ext4 -q -F -d root disk`, dir, qemutest.BuildProgramFor(t, arch, "../boot/testdata/guestinit"))
+	userData = filepath.Join(dir, "user-data")
+	must(t, os.WriteFile(userData, []byte("#cloud-config\nwrite_files: [ { path: /etc/ran, content: \"x\\n\", append: true } ]\n"), 0o600))
+	return filepath.Join(dir, "disk"), userData
+}
+
+// TestLaunchARM64 boots a small root by an arm64 kernel, initrd and init.
+func TestLaunchARM64(t *testing.T) {
+	t.Parallel()
+	kernel, modules := qemutest.KernelFor(t, "arm64")
+	init := qemutest.BuildProgramFor(t, "arm64", "github.com/instar-image/instar/cmd/instar-init")
+	disk, userData := smallRoot(t, "arm64", t.TempDir())
 	_, pub := sshKey(t)
-	out, errs, status := run(t, nil, "launch", "--machine", "aarch64", "--disk", filepath.Join(dir, "disk"), "--kernel-file", kernel, "--modules", modules,
+	out, errs, status := run(t, nil, "launch", "--machine", "aarch64", "--disk", disk, "--kernel-file", kernel, "--modules", modules,
 		"--init", init, "--ssh-key", pub, "--user-data", userData, "--hostname", "arm", "--memory", "512", "--scratch", t.TempDir(), "--console")
 	for _, want := range []string{
 		`instar: \[.*network: eth0 10\.0\.2\.15/24`, `GUEST /etc/hostname: arm\b`, `GUEST user data: instar: running part 1`, `GUEST done`,
@@ -174,4 +183,82 @@ truncate -s 64M disk
 			t.Fatalf("exit status %d, want %q in\n%s%s", status, want, out, errs)
 		}
 	}
+}
+
+// boots is how often a campaign boots: once, 30 times if $INSTAR_EVIDENCE is
+// set, $INSTAR_BOOTS times if that is.
+func boots(t testing.TB) int {
+	t.Helper()
+	if n := os.Getenv("INSTAR_BOOTS"); n != "" {
+		k, err := strconv.Atoi(n)
+		must(t, err)
+		return k
+	}
+	if os.Getenv("INSTAR_EVIDENCE") != "" {
+		return 30
+	}
+	return 1
+}
+
+// TestLaunchPowerCuts cuts the power of a machine at some moment of its first
+// boot and boots it again: it comes up, it is one instance, and its user data
+// has run at most once, which its journal says.
+func TestLaunchPowerCuts(t *testing.T) {
+	t.Parallel()
+	kernel, modules := qemutest.Kernel(t)
+	pristine, userData := smallRoot(t, "amd64", t.TempDir())
+	counts := make(map[string]int)
+	for n := range boots(t) {
+		disk := filepath.Join(t.TempDir(), "disk")
+		shell(t, `cp --sparse=always "$1" "$2"`, pristine, disk)
+		args := []string{
+			"--disk", disk, "--keep", "--kernel-file", kernel, "--modules", modules, "--accel", "tcg", "--memory", "512",
+			"--hostname", "h", "--user-data", userData, "--scratch", t.TempDir(), "--console",
+		}
+		g := launch(t, nil, args...)
+		after := time.Duration(1000+rand.IntN(12000)) * time.Millisecond
+		cut := time.AfterFunc(after, func() { g.cmd.Process.Kill() })
+		whole := g.end() == nil
+		cut.Stop()
+		_, errs, status := run(t, nil, append([]string{"launch"}, args...)...)
+		if status != 0 || !strings.Contains(errs, "GUEST done") {
+			t.Fatalf("boot %d, after a cut at %v: exit status %d\n%s\nfirst boot:\n%s", n, after, status, errs, g.stderr)
+		}
+		// 1: what the journal of the filesystem had to repair.
+		shell(t, `/sbin/e2fsck -fp "$1" >/dev/null || [ $? -eq 1 ]`, disk)
+		ran := strings.Count(inImage(t, disk, "/etc/ran"), "x")
+		state := "not run"
+		var begun int
+		ids := make(map[string]bool)
+		for line := range strings.Lines(inImage(t, disk, "/var/lib/instar/journal")) {
+			var r struct{ Step, State, Instance string }
+			must(t, json.Unmarshal([]byte(line), &r))
+			ids[r.Instance] = true
+			if r.Step == "user-data" {
+				state = r.State
+				if r.State == "started" {
+					begun++
+				}
+			}
+		}
+		switch {
+		case begun != 1 || ran > 1 || len(ids) != 1:
+			t.Errorf("cut at %v: user data begun %d times, ran %d times, instances %v", after, begun, ran, ids)
+		case state == "finished" && ran != 1, state != "finished" && state != "interrupted":
+			t.Errorf("cut at %v: user data ran %d times; the journal says %q", after, ran, state)
+		}
+		if whole {
+			state += ", the first boot was through before the cut"
+		}
+		counts[state]++
+	}
+	t.Logf("%d boots cut short and repeated: user data %v", boots(t), counts)
+}
+
+// inImage is a file of an image that is not mounted, "" if it is not there.
+func inImage(t testing.TB, disk, name string) string {
+	t.Helper()
+	out, err := exec.Command("/sbin/debugfs", "-R", "cat "+name, disk).Output()
+	must(t, err)
+	return string(out)
 }
