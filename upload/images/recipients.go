@@ -63,12 +63,15 @@ func (i *Image) IndexKey(ctx context.Context) (chunked.Key, error) {
 			return k, nil
 		}
 	}
+	if i.during != nil && errors.Is(err, upload.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrCollected, err)
+	}
 	return chunked.Key{}, fmt.Errorf("key of image %s: %w", i.ref(), err)
 }
 
 // Open opens the image's index.
 func (i *Image) Open(ctx context.Context) (*chunked.Index, error) {
-	return i.OpenWith(ctx, i.s.Source())
+	return i.OpenWith(ctx, &source{s: i.s, run: i.during != nil})
 }
 
 // OpenWith opens the image's index by way of a source that the caller shares

@@ -63,7 +63,8 @@ type Image struct {
 	Head      *chunked.Head // by which it was found; nil if it was named in full
 	Freshness Freshness
 
-	s *Store
+	s      *Store
+	during *Run // as whose parent it was resolved; else nil
 }
 
 // Resolve finds a version of an image, by a reference as [ParseRef] has them,

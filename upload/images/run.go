@@ -138,12 +138,17 @@ func (r *Run) forget(ctx context.Context) error {
 // Parent resolves the image whose chunks may be shared: ref, or the newest
 // version of the run's own image if ref is "". It is nil if that image does not
 // exist yet, or no more. From then on UsablePack and UsableIndex speak for it.
+// What its index or chunks lack, as it is deleted while they are read, is
+// [ErrCollected].
 func (r *Run) Parent(ctx context.Context, ref string) (*Image, error) {
 	own := ref == ""
 	if own {
 		ref = r.opt.Image
 	}
 	p, err := r.s.Resolve(ctx, ref, ResolveOptions{})
+	if err == nil {
+		p.during = r
+	}
 	if own && (errors.Is(err, ErrNoImage) || errors.Is(err, chunked.ErrDeleted)) {
 		return nil, nil
 	}

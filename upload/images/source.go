@@ -14,6 +14,7 @@ import (
 type source struct {
 	s     *Store
 	moved group[chunked.Name, *chunked.Moved]
+	run   bool // of the parent of a capture: what it lacks, garbage collection took
 }
 
 // Source gives readers of package chunked what they ask for. It may be used by
@@ -72,6 +73,8 @@ func (x *source) Moved(ctx context.Context, at chunked.Location) (chunked.Locati
 
 func (x *source) fail(err error) error {
 	switch {
+	case errors.Is(err, upload.ErrNotExist) && x.run:
+		return fmt.Errorf("%w: %w: %w", ErrCollected, chunked.ErrMissing, err)
 	case errors.Is(err, upload.ErrNotExist):
 		return fmt.Errorf("%w: %w", chunked.ErrMissing, err)
 	case errors.Is(err, ErrDamaged), errors.Is(err, upload.ErrTooLarge):
