@@ -94,7 +94,7 @@ func (c *creation) compression(toRead int64) chunked.Level {
 	case c.o.Level != nil:
 		return *c.o.Level
 	case toRead <= littleData:
-		return chunked.Better
+		return chunked.Default
 	}
 	return chunked.Fastest
 }
