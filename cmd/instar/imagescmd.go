@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// The commands about the images of a store.
+
+func newImages(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "images", Short: "list, show, compare and delete the images of a store",
+		Long: strings.TrimSpace(`
+Shows what images a store holds, what one consists of, and how two of them
+differ; deletes images, or single versions. "instar gc" gives back the room of
+what was deleted.
+` + aboutNames),
+		Example: `  instar images list --store s3://images/fleet
+  instar images show web-1 --store s3://images/fleet
+  instar images diff web-1@parent web-1 --store s3://images/fleet
+  instar images delete web-1@parent --store s3://images/fleet`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q", "images "+args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newImagesList(a), newImagesShow(a), newImagesDiff(a), newImagesDelete(a))
+	return cmd
+}
+
+type listOptions struct {
+	imageStore
+	versions bool
+}
+
+func newImagesList(a *app) *cobra.Command {
+	var o listOptions
+	const test = "images"
+	cmd := a.named("list [PREFIX]", "list the images of a store", `
+Lists the images whose names begin with PREFIX: the newest version of each, or
+with --versions all. An image whose signature is not by somebody --signers lists
+for it is shown as such, and nothing it says is.`, `
+  instar images list --store s3://images/fleet
+  instar images list web- --versions --json --store s3://images/fleet`, 0, 1,
+		func(ctx context.Context, args []string) error { return runImagesList(ctx, a, &o, args) })
+	f := flagsOf(cmd)
+	f.yes(&o.versions, "versions", "", "list older versions too, and what was left of captures that were interrupted", ofUs, test)
+	o.imageStore.add(a, cmd, test)
+	return cmd
+}
+
+type showOptions struct {
+	imageStore
+	fresh
+	manifest bool
+}
+
+func newImagesShow(a *app) *cobra.Command {
+	var o showOptions
+	const test = "images"
+	cmd := a.named("show IMAGE", "show what an image is, who signed it and who can open it", `
+Shows a version of an image: when and from what it was made, its parts and
+their sizes, its signer, its recipients, and how sure it is to be the newest.
+
+With --manifest the signed document goes to standard output as it is stored, and
+stock tools can check it:
+
+  instar images show web-1 --manifest >m
+  sed '/^-----BEGIN SSH SIGNATURE-----$/,$d' m >m.json
+  sed -n '/^-----BEGIN SSH SIGNATURE-----$/,$p' m >m.json.sig
+  ssh-keygen -Y verify -f allowed_signers -I web-1 -n instar-image -s m.json.sig <m.json
+`+aboutNames, `
+  instar images show web-1 --store s3://images/fleet
+  instar images show web-1@parent --json --store s3://images/fleet`, 1, 1,
+		func(ctx context.Context, args []string) error { return runImagesShow(ctx, a, &o, args[0]) })
+	f := flagsOf(cmd)
+	f.yes(&o.manifest, "manifest", "", "print the signed manifest as it is stored", ofUs, test)
+	o.imageStore.add(a, cmd, test)
+	o.fresh.add(cmd, test)
+	return cmd
+}
+
+type diffOptions struct {
+	imageStore
+	fresh
+	touched bool
+}
+
+func newImagesDiff(a *app) *cobra.Command {
+	var o diffOptions
+	const test = "images"
+	cmd := a.named("diff IMAGE IMAGE", "tell which files differ between two images, and by how many bytes", `
+Lists the files that only one of two images has or whose content differs, with
+the number of bytes that are not the first one's. What the images have in common
+is known by its digest and not fetched. Both must have been made by create-image.
+`+aboutNames, `
+  instar images diff web-1@parent web-1 --store s3://images/fleet
+  instar images diff web-1 web-2 --json --store s3://images/fleet`, 2, 2,
+		func(ctx context.Context, args []string) error { return runImagesDiff(ctx, a, &o, args[0], args[1]) })
+	f := flagsOf(cmd)
+	f.yes(&o.touched, "touched", "", "list files too whose times or attributes alone were changed", ofUs, test)
+	o.imageStore.add(a, cmd, test)
+	o.fresh.add(cmd, test)
+	return cmd
+}
+
+type deleteImageOptions struct {
+	imageStore
+	sign string
+}
+
+func newImagesDelete(a *app) *cobra.Command {
+	var o deleteImageOptions
+	const test = "images"
+	cmd := a.named("delete IMAGE", "delete an image or one version of it", `
+Deletes an image with all its versions, or, by NAME@DIGITS or NAME@parent, one
+version. The name remains as deleted in the store, so that nobody can pass an
+old version off as new. The room is given back by "instar gc". You are asked
+first; --batch asks nothing.`, `
+  instar images delete web-1 --store s3://images/fleet
+  instar images delete web-1@parent --batch --store s3://images/fleet`, 1, 1,
+		func(ctx context.Context, args []string) error { return runImagesDelete(ctx, a, &o, args[0]) })
+	f := flagsOf(cmd)
+	f.text(&o.sign, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
+	o.imageStore.add(a, cmd, test)
+	return cmd
+}
+
+type gcOptions struct {
+	imageStore
+	grace, domain    string
+	repack           int
+	versions, dryRun bool
+}
+
+func newGC(a *app) *cobra.Command {
+	o := gcOptions{grace: "24h"}
+	const test = "gc"
+	cmd := a.command("gc", "give back the room of what no image needs any more", `
+Deletes what deleted images and interrupted captures have left, in two steps: a
+first run condemns what nothing refers to and is older than --grace; a run that
+is --grace later deletes what still nothing refers to. It may run at any time,
+beside captures and other collections, and be interrupted.
+
+No key is needed for that. --repack also copies what is still needed out of
+packs that are mostly garbage; for that this machine's keys must open all images
+of the domain that use them.`, `
+  instar gc --store s3://images/fleet --dry-run
+  instar gc --store s3://images/fleet --grace 7d
+  instar gc --store s3://images/fleet --repack 50`,
+		func(ctx context.Context) error { return runGC(ctx, a, &o) })
+	f := flagsOf(cmd)
+	f.text(&o.grace, "grace", "", "leave alone what is younger than `TIME`: 30m, 12h, 7d; 0 for none; default 24h", ofUs, test)
+	f.number(&o.repack, "repack", "", "rewrite packs of which less than `PERCENT` are in use", ofUs, test)
+	f.text(&o.domain, "domain", "", "with --repack: the `DOMAIN` whose packs are rewritten; default default", ofUs, test)
+	f.yes(&o.versions, "versions", "", "in a bucket that keeps versions, remove those of what was deleted longer than the grace ago", ofUs, test)
+	f.yes(&o.dryRun, "dry-run", "", "change nothing; tell what would be done", ofUs, test)
+	o.imageStore.add(a, cmd, test)
+	return cmd
+}
+
+type recipientsOptions struct {
+	imageStore
+	fresh
+	sign, domain string
+	creators     bool
+}
+
+func newRecipients(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "recipients", Short: "say who can open an image, and who can add images to a domain",
+		Long: strings.TrimSpace(`
+An image is opened by its recipients: age keys and SSH keys (ssh-ed25519,
+ssh-rsa), its own machine's among them. Adding one needs a key that opens the
+image, and changes no other object. Removing one keeps it from being opened by a
+new reader; what was read, or copied, cannot be taken back.
+
+With --creators the commands are about the creators of a domain: machines whose
+images share stored pieces.`),
+		Example: `  instar recipients list web-1 --store s3://images/fleet
+  instar recipients add web-1 ~/.ssh/id_ed25519.pub --store s3://images/fleet
+  instar recipients add --creators age1... --store s3://images/fleet`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q", "recipients "+args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(
+		newRecipientsVerb(a, "list", "list [IMAGE]", "list who can open an image, as the store says", `
+Lists the recipients of an image, or with --creators the creators of a domain.
+The list is the store's word: what counts is who has a key.`, runRecipientsList, 1),
+		newRecipientsVerb(a, "add", "add [IMAGE] KEY...", "let others open an image", `
+Adds recipients to an image: KEY is an age recipient, an SSH public key, or a
+file of them. With --creators it adds creators to a domain.`, runRecipientsAdd, 1000),
+		newRecipientsVerb(a, "remove", "remove [IMAGE] KEY...", "let others open an image no longer", `
+Removes recipients from an image. Who has opened it before, or kept a copy of
+its key, can open it still: to exclude him, delete the image and capture anew.`, runRecipientsRemove, 1000))
+	return cmd
+}
+
+func newRecipientsVerb(a *app, verb, use, short, long string, run func(context.Context, *app, *recipientsOptions, []string) error, most int) *cobra.Command {
+	var o recipientsOptions
+	const test = "recipients"
+	example := "  instar recipients " + verb + " web-1"
+	if verb != "list" {
+		example += " ~/.ssh/id_ed25519.pub"
+	}
+	cmd := a.named(use, short, long, example+" --store s3://images/fleet", 0, most,
+		func(ctx context.Context, args []string) error { return run(ctx, a, &o, args) })
+	f := flagsOf(cmd)
+	f.yes(&o.creators, "creators", "", "the creators of a domain, not the recipients of an image", ofUs, test)
+	f.text(&o.domain, "domain", "", "with --creators: the `DOMAIN`; default default", ofUs, test)
+	if verb != "list" {
+		f.text(&o.sign, "sign", "", "with --creators: sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
+	}
+	o.imageStore.add(a, cmd, test)
+	o.fresh.add(cmd, test)
+	return cmd
+}
