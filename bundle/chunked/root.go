@@ -10,7 +10,7 @@ import (
 const (
 	MaxRoot       = 64 << 20        // before sealing
 	MaxStoredRoot = MaxRoot + 4<<10 // after it
-	minSegmentRef = 1 + 1 + 32 + 32 + 2 + 2
+	minSegmentRef = 1 + 1 + 32 + 32 + 2 + 1
 	minRootStream = 1 + 1 + 1 + 1
 	maxStreamName = 64
 
