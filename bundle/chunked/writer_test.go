@@ -174,3 +174,8 @@ func (m image) WriteAt(p []byte, off int64) (int, error) {
 	}
 	return copy(m[off:], p), nil
 }
+
+func (m image) zero(_ context.Context, off, length int64) error {
+	clear(m[off : off+length])
+	return nil
+}
