@@ -39,6 +39,8 @@ var forbidden = []struct {
 	{"bundle/ext4", []string{module + "/bundle/rootfs", module + "/bundle/ec2"}},
 	{"bundle/rootfs", []string{module + "/bundle/ext4", module + "/bundle/ec2"}},
 	{"bundle/ec2", []string{module + "/bundle/rootfs", module + "/bundle/ext4"}},
+	{"bundle/chunked", []string{module + "/bundle/rootfs", module + "/bundle/ext4", module + "/bundle/ec2"}},
+	{"bundle/qcow2", []string{module + "/bundle/ec2", module + "/bundle/chunked"}},
 	{"upload", []string{"github.com/spf13/cobra"}},
 	{"metadata", []string{"github.com/spf13/cobra"}},
 	{"agent", []string{"github.com/spf13/cobra"}},
