@@ -91,11 +91,17 @@ func (f *memFile) ReadAt(b []byte, off int64) (int, error) {
 func content(id filetree.ID, m sparse.Map, b []byte, off int64) {
 	clear(b)
 	for _, e := range m {
-		for at := max(e.Off, off); at < min(e.End(), off+int64(len(b))); {
-			var word [8]byte
-			binary.LittleEndian.PutUint64(word[:], (uint64(at/8)+1)*0x9e3779b97f4a7c15^uint64(id)<<20)
-			end := min(e.End(), off+int64(len(b)))
-			at += int64(copy(b[at-off:end-off], word[at%8:]))
+		end := min(e.End(), off+int64(len(b)))
+		for at := max(e.Off, off); at < end; {
+			word := (uint64(at/8)+1)*0x9e3779b97f4a7c15 ^ uint64(id)<<20
+			if at%8 == 0 && end-at >= 8 {
+				binary.LittleEndian.PutUint64(b[at-off:], word)
+				at += 8
+				continue
+			}
+			var bytes [8]byte
+			binary.LittleEndian.PutUint64(bytes[:], word)
+			at += int64(copy(b[at-off:end-off], bytes[at%8:]))
 		}
 	}
 }

@@ -101,6 +101,17 @@ func TestZoo(t *testing.T) {
 	}
 	img := image(t, p, src, func(c ext4.Change) { t.Error(c.String()) })
 	fsck(t, img)
+
+	// With itself as parent nothing changes, however the image is put out.
+	again := plan(t, tree, ext4.Options{Label: "zoo", NotAfter: 1_750_000_000, Parent: layout(t, p, later)})
+	if !again.Kept() {
+		t.Error("laid out afresh")
+	}
+	sameOrigins(t, again, layout(t, again, later), p)
+	second := filepath.Join(t.TempDir(), "again")
+	emitImage(t, second, again, src, ext4.EmitOptions{Report: func(c ext4.Change) { t.Error(c.String()) }})
+	sameImage(t, img, second)
+	sameImage(t, second, img)
 	dir := mount(t, img)
 
 	if out := run(t, "rsync", "-aHAXni", "--delete", root+"/", dir+"/"); out != "" {
