@@ -52,14 +52,17 @@ func CheckSigningKey(key ssh.PublicKey) error {
 		ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521:
 		return nil
 	case ssh.KeyAlgoRSA:
-		return checkSSHSize(key)
+		if err := checkSSHSize(key); err != nil {
+			return fmt.Errorf("%w: %w", ErrKeyType, err)
+		}
+		return nil
 	}
 	return fmt.Errorf("%w: %s; use ssh-ed25519, ssh-rsa, ecdsa or sk- keys", ErrKeyType, key.Type())
 }
 
 func checkSSHSize(key ssh.PublicKey) error {
 	if bits := rsaBits(key); bits < minSSHBits {
-		return fmt.Errorf("%w: ssh-rsa of %d bits, at least %d are needed", ErrKeyType, bits, minSSHBits)
+		return fmt.Errorf("ssh-rsa of %d bits, at least %d are needed", bits, minSSHBits)
 	}
 	return nil
 }
