@@ -16,8 +16,8 @@ type account struct {
 
 // lookup finds the user name in the root's own /etc/passwd, never the host's.
 func (h *hierarchy) lookup(name string) (account, error) {
-	if !validUser(name) {
-		return account{}, fmt.Errorf("user name %q is not one: letters, digits, '.', '_' and '-' only, not beginning with '-' or '.'", name)
+	if err := CheckUser(name); err != nil {
+		return account{}, err
 	}
 	data, err := h.ReadFile("/etc/passwd")
 	if err != nil {
@@ -44,6 +44,14 @@ func (h *hierarchy) lookup(name string) (account, error) {
 		return a, nil
 	}
 	return account{}, fmt.Errorf("user %q is not in /etc/passwd: name the image's login user in the instance's record or by instar.user=", name)
+}
+
+// CheckUser says why name is no user name.
+func CheckUser(name string) error {
+	if !validUser(name) {
+		return fmt.Errorf("user name %q is not one: letters, digits, '.', '_' and '-' only, not beginning with '-' or '.'", name)
+	}
+	return nil
 }
 
 func validUser(name string) bool {

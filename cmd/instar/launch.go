@@ -145,6 +145,11 @@ func (o *launchOptions) instance() (metadata.Instance, error) {
 	if err := inject.CheckHostname(in.Hostname); err != nil {
 		return in, usagef("--hostname: %w", err)
 	}
+	if o.user != "" {
+		if err := inject.CheckUser(o.user); err != nil {
+			return in, usagef("--login: %w", err)
+		}
+	}
 	for i, name := range o.sshKeys {
 		data, err := os.ReadFile(name)
 		if err != nil {
@@ -186,6 +191,9 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	}
 	if o.bundle != "" && o.disk != "" {
 		return usagef("both a bundle and --disk are named")
+	}
+	if o.memory < 0 || o.cpus < 0 || o.port < 0 || o.port > 65535 {
+		return usagef("--memory, --cpus and --port are positive numbers, a port at most 65535")
 	}
 	if (o.kernel == "") != (o.modules == "") {
 		return usagef("--kernel-file and --modules go together")

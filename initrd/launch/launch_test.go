@@ -303,6 +303,9 @@ func TestLaunchRefusals(t *testing.T) {
 	}{
 		{"this is a private key; the public one is commonly in .*private.pub", []string{"--disk", disk, "--ssh-key", private}},
 		{"port " + port + " for the machine's sshd: .*address already in use", []string{"--disk", disk, "--port", port}},
+		{"--login: user name \"a b\" is not one", []string{"--disk", disk, "--login", "a b"}},
+		{"positive numbers", []string{"--disk", disk, "--port", "70000"}},
+		{"positive numbers|invalid", []string{"--disk", disk, "--memory=-5"}},
 		{"launch takes one bundle", []string{"a", "b"}},
 		{"neither the file of a manifest nor BUCKET", []string{"bucket"}},
 		{"neither the file of a manifest nor BUCKET", []string{dir + "/none.manifest.xml"}},
