@@ -65,8 +65,9 @@ type ImageResult struct {
 }
 
 // collectedTries is how often a capture is begun that garbage collection gets
-// the better of.
-const collectedTries = 2
+// the better of. The last time it builds on nothing: a parent that is damaged
+// looks the same.
+const collectedTries = 3
 
 // CreateImage captures a volume and publishes it as the newest version of an
 // image, all or nothing. What a capture that failed has stored is found and
@@ -81,6 +82,7 @@ func CreateImage(ctx context.Context, o ImageOptions, r Reporter) (*ImageResult,
 			return res, err
 		}
 		r.Note(fmt.Sprintf("garbage collection removed what this capture wanted to use: once more from the beginning (%v)", err))
+		o.Full = o.Full || try+1 == collectedTries
 	}
 }
 

@@ -111,7 +111,8 @@ func (c *creation) choose(ctx context.Context) (toRead int64, err error) {
 			continue
 		}
 		c.res.Files++
-		if c.matches != nil && !c.o.VerifyContent && c.matches.Standing(id) == ext4.Same {
+		same := c.matches != nil && c.matches.Standing(id) == ext4.Same
+		if same && !c.o.VerifyContent {
 			if c.skip[i], err = c.usable(ctx, c.matches.Origin(id)); err != nil {
 				return 0, err
 			}
@@ -121,7 +122,7 @@ func (c *creation) choose(ctx context.Context) (toRead int64, err error) {
 			continue
 		}
 		c.res.FilesRead++
-		if t.Size(id) > 0 && !v.Root.Virtual(id) {
+		if t.Size(id) > 0 && !same && !v.Root.Virtual(id) {
 			c.fresh++
 		}
 		toRead += t.Data(id).Bytes()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/instar-image/instar/agent/machine"
 	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/cmd/instar/internal/ui"
 	"github.com/instar-image/instar/upload"
 )
 
@@ -42,7 +43,8 @@ func (o *imageStore) add(a *app, cmd *cobra.Command, test string) {
 	f.size(&o.rate, "limit-rate", "", "move at most `BYTES` a second, with k, m or g", ofUs, test)
 }
 
-// openImages opens the store. With create, a directory that does not exist is made.
+// openImages opens the store. With create, a directory or bucket that does not
+// exist is made.
 func (a *app) openImages(ctx context.Context, o *imageStore, create bool) (upload.Store, error) {
 	store := a.setting("store", "--store", o.bucket)
 	if err := need(store, "--store"); err != nil {
@@ -52,7 +54,21 @@ func (a *app) openImages(ctx context.Context, o *imageStore, create bool) (uploa
 	if err != nil {
 		return nil, err
 	}
-	return a.openBucket(ctx, &o.storage, store, create)
+	objects, err := a.openBucket(ctx, &o.storage, store, create)
+	if err != nil || !create {
+		return objects, err
+	}
+	// That it can be written is found out by what is put there first.
+	made, err := upload.EnsureBucket(ctx, objects, a.conf.Get("location").Text)
+	switch {
+	case errors.Is(err, upload.ErrAccess) && a.conf.Get("location").Text == "":
+		a.ui.Debug("the bucket's location is not told", ui.Fields{"error": err.Error()})
+	case err != nil:
+		return nil, errors.Join(asS3(err), objects.Close())
+	case made:
+		a.ui.Say("made the bucket of %s", objects)
+	}
+	return objects, nil
 }
 
 // imageStoreDir is the directory that a store is, "" if it is none.

@@ -68,7 +68,7 @@ func TestScript(t *testing.T) {
 			}
 			for k, v := range map[string]string{
 				"FIX": fixtures, "KEYS": filepath.Join(fixtures, "keys"), "HOME": filepath.Join(env.WorkDir, "home"),
-				"INSTAR_ETC": filepath.Join(env.WorkDir, "etc"), "TMPDIR": filepath.Join(env.WorkDir, "tmp"),
+				"INSTAR_ETC": filepath.Join(env.WorkDir, "etc"), "INSTAR_STATE": filepath.Join(env.WorkDir, "state"), "TMPDIR": filepath.Join(env.WorkDir, "tmp"),
 				"S3": s3.URL, "IMDS": imds.URL, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1",
 				"SIGN": "-k", "PATH": env.Getenv("PATH") + ":/usr/sbin:/sbin",
 			} {

@@ -40,6 +40,7 @@ type world struct {
 	image  string // a disk image with holes
 	bundle string // a directory with its bundle, named "b"
 	tree   string // a directory to capture
+	*imaging
 }
 
 func newWorld(t testing.TB) *world {
@@ -50,6 +51,7 @@ func newWorld(t testing.TB) *world {
 truncate -s 4M "$1"; head -c 200000 /dev/urandom | dd of="$1" bs=4096 seek=100 conv=notrunc status=none
 cd "$2"; mkdir -p etc usr; echo x > etc/hostname; head -c 150000 /dev/urandom > usr/data`, "bash", w.image, w.tree)
 	w.Want(t, instar.OK, w.bundleImage(w.bundle)...)
+	w.imaging = newImaging(t, w.Instar)
 	return w
 }
 
@@ -71,7 +73,7 @@ type job struct {
 }
 
 func jobs() []job {
-	return []job{
+	return append(imageJobs(), []job{
 		{
 			name: "bundle-image",
 			args: func(w *world, dir string) []string { return w.bundleImage(dir) },
@@ -166,7 +168,7 @@ func jobs() []job {
 			},
 			sound: func(t testing.TB, w *world, dir string) { manifestOnlyWhole(t, w, dir+"/store") },
 		},
-	}
+	}...)
 }
 
 // TestKillAtEveryFileOperation kills each command before its first operation on

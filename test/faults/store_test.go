@@ -42,6 +42,8 @@ type transfer struct {
 	sound func(t testing.TB, r *remote, prefix, dir string)
 	// ready says that the command starts from a bundle of its own at prefix.
 	ready bool
+	// prepare, if not nil, puts there what else it starts from.
+	prepare func(t testing.TB, r *remote, prefix string)
 }
 
 func transfers() []transfer {
@@ -62,7 +64,7 @@ func transfers() []transfer {
 			}
 		}
 	}
-	return []transfer{
+	return append(imageTransfers(), []transfer{
 		{
 			name: "bundle-vol",
 			args: func(r *remote, prefix, _ string) []string {
@@ -124,7 +126,7 @@ func transfers() []transfer {
 			},
 			sound: manifest,
 		},
-	}
+	}...)
 }
 
 // begin gives a transfer a prefix and a directory of its own.
@@ -138,6 +140,9 @@ func (r *remote) begin(t testing.TB, tr transfer) (prefix, dir string) {
 	r.proxy.Plan(nil)
 	if tr.ready {
 		r.Want(t, instar.OK, "upload-bundle", "-m", r.bundle+"/b.manifest.xml", "-b", r.bucket+"/"+prefix)
+	}
+	if tr.prepare != nil {
+		tr.prepare(t, r, prefix)
 	}
 	return prefix, dir
 }

@@ -111,6 +111,8 @@ func (i *Instar) With(env ...string) *Instar {
 func (i *Instar) Environ() []string {
 	return append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + i.Home, "LANG=C.UTF-8", "AWS_EC2_METADATA_DISABLED=true",
+		// The machine's own keys and memory are none of a test's business.
+		"INSTAR_ETC=" + filepath.Join(i.Home, "etc"), "INSTAR_STATE=" + filepath.Join(i.Home, "state"),
 	}, i.Env...)
 }
 
