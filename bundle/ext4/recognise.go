@@ -67,22 +67,15 @@ func (m *Matches) Standing(id filetree.ID) Standing { return m.standing[id] }
 // Origin says where in the parent's image the data of a file lie, ascending by
 // the offset in the file; what is not there is a hole in both. It is nil for
 // files that changed and for those without data.
-func (m *Matches) Origin(id filetree.ID) (o []Origin) {
+func (m *Matches) Origin(id filetree.ID) []Origin {
 	if m.standing[id] == Changed || !m.s.has(id) {
 		return nil
 	}
-	var n int64
-	for _, k := range m.p.pieces(id) {
-		n += k
-	}
-	c := cursor{runs: m.s.runs(nil, id, n)}
+	var pieces []run
 	for at, n := range m.p.pieces(id) {
-		for _, r := range c.taken(nil, n) {
-			o = append(o, Origin{at * BlockSize, r.start * BlockSize, r.n * BlockSize})
-			at += r.n
-		}
+		pieces = append(pieces, run{at, n})
 	}
-	return o
+	return origins(nil, pieces, m.s.runs(nil, id, length(pieces)))
 }
 
 // sameShape tells whether a file has data in the same blocks as an entry's.

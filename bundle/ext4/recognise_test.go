@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,6 +91,50 @@ func sameOrigins(t reporter, q *ext4.Plan, l *ext4.Layout, p *ext4.Plan) {
 			t.Errorf("%s: from %v, but its data are at %v", tree.Path(id), o, want[id])
 		}
 	}
+}
+
+// A layout names all files, with their data where the image has them.
+func TestLayoutFiles(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		tree := randomTree(rt)
+		p, err := ext4.NewPlan(tree, ext4.Options{})
+		check(rt, err)
+		l := layout(rt, p, ext4.LayoutOptions{Unsure: func(id filetree.ID) bool { return id%3 == 0 }})
+		m := p.Recognise(layout(rt, p, later))
+		inos := map[uint32]filetree.ID{}
+		n := 0
+		for f := range l.Files() {
+			n++
+			id := tree.Find(f.Path)
+			if id == filetree.None {
+				rt.Fatalf("%q is not in the tree", f.Path)
+			}
+			first, again := inos[f.Ino]
+			inos[f.Ino] = id
+			if f.Link != again || again && first != id {
+				rt.Errorf("%q: another name: %v, inode %d", f.Path, f.Link, f.Ino)
+			}
+			a := tree.Attr(id)
+			switch {
+			case f.Link:
+				if f.Mode != 0 || f.Data != nil {
+					rt.Errorf("%+v", f)
+				}
+			case f.Mode != a.Type():
+				rt.Errorf("%q: type %o", f.Path, f.Mode)
+			case a.Type() == unix.S_IFREG:
+				if f.Size != a.Size || f.Facts != (id%3 != 0) || f.Facts && (f.Mtime != a.Mtime || f.Ctime != a.Ctime) || !slices.Equal(f.Data, m.Origin(id)) {
+					rt.Errorf("%+v, but the tree has %+v at %v", f, a, m.Origin(id))
+				}
+			}
+		}
+		if n != tree.Entries() {
+			rt.Errorf("%d names, the tree has %d", n, tree.Entries())
+		}
+		for range l.Files() { // may be left early
+			break
+		}
+	})
 }
 
 // What differs is not recognised.
