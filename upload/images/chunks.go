@@ -2,6 +2,7 @@ package images
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -44,6 +45,7 @@ func (c *contents) read(ctx context.Context, d *marked) error {
 	if err != nil {
 		return err
 	}
+	var bad error
 	for _, st := range x.Root().Streams {
 		for _, ref := range st.Segments {
 			if _, ok := c.segments[ref.Name]; ok {
@@ -51,7 +53,8 @@ func (c *contents) read(ctx context.Context, d *marked) error {
 			}
 			seg, err := x.Segment(ctx, ref)
 			if err != nil {
-				return fmt.Errorf("image %s: %w", d.ref(), err)
+				bad = errors.Join(bad, fmt.Errorf("image %s: %w", d.ref(), err))
+				continue // what else there is counts all the same
 			}
 			list := make([]chunked.Chunk, len(seg.Chunks))
 			for i := range list {
@@ -61,7 +64,7 @@ func (c *contents) read(ctx context.Context, d *marked) error {
 			c.segments[ref.Name] = list
 		}
 	}
-	return nil
+	return bad
 }
 
 func (c *contents) add(k chunked.Chunk) {
