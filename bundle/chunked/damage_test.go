@@ -132,15 +132,15 @@ func (o *onlyTrue) WriteAt(p []byte, off int64) (int, error) {
 
 // use restores the image and reads it at random; no byte that comes out may be
 // wrong. It reports the error, if both ways fail; one that fails alone is a bug.
-func (im *smallImage) use(t *testing.T) (err error, written int64) {
+func (im *smallImage) use(t *testing.T) (written int64, err error) {
 	t.Helper()
 	x, err := OpenIndex(t.Context(), im.m, im.res.Root.Name, im.res.Root.Size, im.res.IndexKey)
 	if err != nil {
-		return err, 0
+		return 0, err
 	}
 	s, err := x.Stream("disk")
 	if err != nil {
-		return err, 0
+		return 0, err
 	}
 	out := &onlyTrue{want: im.disk}
 	err = Restore(t.Context(), s, out, RestoreOptions{Workers: 2})
@@ -166,7 +166,7 @@ func (im *smallImage) use(t *testing.T) (err error, written int64) {
 	if (err == nil) != (second == nil) {
 		t.Fatalf("restoring: %v; reading: %v", err, second)
 	}
-	return err, out.n
+	return out.n, err
 }
 
 func typed(err error) bool {
@@ -177,14 +177,14 @@ func typed(err error) bool {
 
 func TestEveryBitFlip(t *testing.T) {
 	im := makeSmall(t, 1)
-	if err, n := im.use(t); err != nil || n == 0 {
+	if n, err := im.use(t); err != nil || n == 0 {
 		t.Fatalf("whole: %v, %d bytes", err, n)
 	}
 	var flips, packFlips int
 	for _, data := range im.m.index {
 		for i := range len(data) * 8 {
 			data[i/8] ^= 1 << (i % 8)
-			if err, _ := im.use(t); !typed(err) {
+			if _, err := im.use(t); !typed(err) {
 				t.Fatalf("index object with bit %d flipped: %v", i, err)
 			}
 			data[i/8] ^= 1 << (i % 8)
@@ -210,7 +210,7 @@ func TestEveryBitFlip(t *testing.T) {
 			case at >= end && !typed(err):
 				t.Fatalf("footer with bit %d flipped: %v", i, err)
 			case at >= packHeaderSize && at < end:
-				if err, _ := im.use(t); !typed(err) {
+				if _, err := im.use(t); !typed(err) {
 					t.Fatalf("chunk with bit %d flipped: %v", i, err)
 				}
 			}
@@ -218,7 +218,7 @@ func TestEveryBitFlip(t *testing.T) {
 			packFlips++
 		}
 	}
-	if err, _ := im.use(t); err != nil {
+	if _, err := im.use(t); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%d bits of segments and root and %d bits of packs flipped, all refused", flips, packFlips)
@@ -258,7 +258,7 @@ func TestEverySwap(t *testing.T) {
 			a, b := at(i), at(j)
 			x, y := a[objects[i].n], b[objects[j].n]
 			a[objects[i].n], b[objects[j].n] = y, x
-			if err, _ := im.use(t); err == nil {
+			if _, err := im.use(t); err == nil {
 				t.Errorf("objects %d and %d swapped: no error", i, j)
 			}
 			a[objects[i].n], b[objects[j].n] = x, y
@@ -271,7 +271,7 @@ func TestEverySwap(t *testing.T) {
 		for k := range im.m.index {
 			old := im.m.index[k]
 			im.m.index[k] = data
-			if err, _ := im.use(t); err == nil {
+			if _, err := im.use(t); err == nil {
 				t.Errorf("index object %s of another image: no error", n)
 			}
 			im.m.index[k] = old
@@ -305,14 +305,14 @@ func TestEverySwap(t *testing.T) {
 				}
 			}
 			swap()
-			if err, _ := im.use(t); !typed(err) {
+			if _, err := im.use(t); !typed(err) {
 				t.Errorf("chunks swapped: %v", err)
 			}
 			swap()
 			swaps++
 		}
 	}
-	if err, _ := im.use(t); err != nil {
+	if _, err := im.use(t); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%d swaps, all refused", swaps)
@@ -327,13 +327,13 @@ func TestEveryTruncation(t *testing.T) {
 	for n, data := range im.m.index {
 		for i := range data {
 			im.m.index[n] = data[:i]
-			if err, _ := im.use(t); !typed(err) {
+			if _, err := im.use(t); !typed(err) {
 				t.Fatalf("index object cut to %d of %d bytes: %v", i, len(data), err)
 			}
 			count++
 		}
 		im.m.index[n] = append(bytes.Clone(data), 0)
-		if err, _ := im.use(t); !typed(err) {
+		if _, err := im.use(t); !typed(err) {
 			t.Fatalf("index object with a byte behind it: %v", err)
 		}
 		im.m.index[n] = data

@@ -9,10 +9,15 @@ func (d *Domain) SealSegment(s []byte, l Level) (SegmentRef, []byte, error) {
 	if err != nil {
 		return SegmentRef{}, nil, err
 	}
+	ref, data := d.sealSegment(z, s)
+	return ref, data, nil
+}
+
+func (d *Domain) sealSegment(z *packer, s []byte) (SegmentRef, []byte) {
 	k := d.SegmentKey(DigestOf(s))
 	codec, b := z.pack(s)
 	data := AppendSeal(make([]byte, 0, len(b)+SealOverhead), k, TypeSegment, codec, b)
-	return SegmentRef{Name: NameOf(data), Key: k, Plain: int32(len(s)), Stored: int32(len(data))}, data, nil
+	return SegmentRef{Name: NameOf(data), Key: k, Plain: int32(len(s)), Stored: int32(len(data))}, data
 }
 
 // SealRoot seals the plaintext of a root with an image's index key.

@@ -277,7 +277,9 @@ func TestWriterContracts(t *testing.T) {
 	usage("known where nothing can be", err)
 
 	for _, o := range []WriterOptions{
-		{}, {Domain: testDomain(1)}, {Sink: newMemoryStore()},
+		{},
+		{Domain: testDomain(1)},
+		{Sink: newMemoryStore()},
 		{Domain: testDomain(1), Sink: newMemoryStore(), PackSize: 1 << 20},
 		{Domain: testDomain(1), Sink: newMemoryStore(), PackSize: MaxPack + 1},
 		{Domain: testDomain(1), Sink: newMemoryStore(), Level: 7},
@@ -311,6 +313,49 @@ func TestReadOnce(t *testing.T) {
 	if n := im.m.reads - before; n != 1 {
 		t.Errorf("%d reads", n)
 	}
+}
+
+// TestFirstByte takes three objects, wherever in a TiB it is.
+func TestFirstByte(t *testing.T) {
+	m := newMemoryStore()
+	w, err := NewWriter(t.Context(), WriterOptions{Domain: testDomain(1), Sink: m})
+	check(t, err)
+	defer w.Close()
+	const size = 1 << 40
+	s, err := w.Stream("disk", size)
+	check(t, err)
+	for i := range int64(4096) {
+		check(t, s.Map(i*segmentRange, 8, w.Add(fmt.Appendf(nil, "%08d", i), nil), 0))
+	}
+	res, err := w.Finish(t.Context())
+	check(t, err)
+	if len(res.Segments) != 4096 {
+		t.Errorf("%d segments", len(res.Segments))
+	}
+	src := &counted{Source: m}
+	got := openResult(t, src, res)
+	p := make([]byte, 8)
+	if _, err := got.s.ReaderAt(t.Context(), 1<<20).ReadAt(p, 2222*segmentRange); err != nil || string(p) != "00002222" {
+		t.Errorf("%q, %v", p, err)
+	}
+	if src.index.Load() != 2 || src.packs.Load() != 1 {
+		t.Errorf("%d index objects and %d packs are read", src.index.Load(), src.packs.Load())
+	}
+}
+
+type counted struct {
+	Source
+	index, packs atomic.Int64
+}
+
+func (c *counted) ReadIndex(ctx context.Context, n Name, size int64) ([]byte, error) {
+	c.index.Add(1)
+	return c.Source.ReadIndex(ctx, n, size)
+}
+
+func (c *counted) ReadPack(ctx context.Context, n Name, off int64, p []byte) error {
+	c.packs.Add(1)
+	return c.Source.ReadPack(ctx, n, off, p)
 }
 
 // TestCacheAfterCancel: a reader that is cancelled while it loads a chunk

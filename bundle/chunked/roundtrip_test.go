@@ -58,9 +58,14 @@ func TestPackRoundTrip(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f, err := d.ReadFooter(t.Context(), packMap{n: data}, n, int64(len(data)))
+			src := newMemoryStore()
+			src.packs[n] = data
+			f, err := d.ReadFooter(t.Context(), src, n, int64(len(data)))
 			if err != nil {
 				t.Fatal(err)
+			}
+			if most := map[bool]int{false: 1, true: 2}[count > 400]; src.reads > most {
+				t.Errorf("%d reads for the footer of %d chunks", src.reads, count)
 			}
 			if len(f.Entries) != count || len(whole.Entries) != count {
 				t.Fatalf("%d and %d entries, want %d", len(f.Entries), len(whole.Entries), count)

@@ -70,6 +70,11 @@ type Writer struct {
 		io.Reader
 	}
 
+	packing struct {
+		sync.Mutex
+		z *packer // of segments
+	}
+
 	free  chan *buffer // of Buffer
 	jobs  chan job
 	busy  tally          // jobs

@@ -294,7 +294,7 @@ func (b *segmentBuild) store(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("index of stream %q at %d: %w", b.s.name, b.pos, err)
 		}
-		r, object, err := w.o.Domain.SealSegment(plain, Default)
+		r, object, err := w.sealSegment(plain)
 		if err != nil {
 			return err
 		}
@@ -311,6 +311,21 @@ func (b *segmentBuild) store(ctx context.Context) error {
 	b.s.data += data
 	b.mappings = nil
 	return nil
+}
+
+// sealSegment compresses with memory that is kept, for there may be thousands.
+func (w *Writer) sealSegment(plain []byte) (SegmentRef, []byte, error) {
+	w.packing.Lock()
+	defer w.packing.Unlock()
+	if w.packing.z == nil {
+		z, err := newPacker(Default)
+		if err != nil {
+			return SegmentRef{}, nil, err
+		}
+		w.packing.z = z
+	}
+	ref, object := w.o.Domain.sealSegment(w.packing.z, plain)
+	return ref, object, nil
 }
 
 // reuse finds the parent's segment that says the same: with its salt, the same
