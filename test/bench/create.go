@@ -61,13 +61,13 @@ func peerTools() []tool {
 
 const toolEnv = `export RESTIC_REPOSITORY=$W/restic/repo RESTIC_PASSWORD=bench RESTIC_CACHE_DIR=$W/restic/cache
 export BORG_REPO=$W/borg/repo BORG_BASE_DIR=$W/borg/base BORG_PASSPHRASE=bench
-export INSTAR_ETC=$W/instar/etc INSTAR_STATE=$W/instar/state INSTAR_STORE=$W/instar/repo
+export INSTAR_ETC=$W/images/etc INSTAR_STATE=$W/images/state INSTAR_STORE=$W/images/repo
 `
 
 // ourTool is the program in the same role.
 func (b *bencher) ourTool() tool {
 	return tool{
-		name: "instar", init: `mkdir -p $W/instar`,
+		name: "images", init: `mkdir -p $W/images`,
 		backup:  b.instar + ` create-image --store $INSTAR_STORE --name bench -v $W/tree --no-filter --quiet`,
 		restore: b.instar + ` restore bench --store $INSTAR_STORE --to $W/out.img --quiet`, stored: "repo",
 	}
@@ -94,12 +94,12 @@ func (b *bencher) images() ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	objects, err := filesIn(filepath.Join(b.work, "instar", "repo"))
+	objects, err := filesIn(filepath.Join(b.work, "images", "repo"))
 	if err != nil {
 		return nil, err
 	}
 	// In place, as a system changes: what did not change keeps inode and times.
-	if _, err := b.bash(`for t in instar tar restic borg; do mv $W/$t $W/$t.v1; done; rsync -aHAX --delete ` + next + `/ $W/tree/; sync; sleep 3`); err != nil {
+	if _, err := b.bash(`for t in images tar restic borg; do mv $W/$t $W/$t.v1; done; rsync -aHAX --delete ` + next + `/ $W/tree/; sync; sleep 3`); err != nil {
 		return nil, err
 	}
 	second, secondSize, err := b.contest(tools,
@@ -110,16 +110,16 @@ func (b *bencher) images() ([]row, error) {
 	}
 	added := func(name string) int64 { return secondSize[name] - firstSize[name] }
 	rows := []row{
-		versus("create-image, the Debian tree: wall, against tar | zstd -3 -T2, which does not encrypt", first, "instar", "tar", 1.0),
-		versus("  against restic's first backup", first, "instar", "restic", 0.3),
-		versus("  against borg's", first, "instar", "borg", 0.3),
-		{"  stored, against restic", size(firstSize["instar"]), size(firstSize["restic"]), float64(firstSize["instar"]) / float64(firstSize["restic"]), 1.0, "x"},
-		{"  peak memory", size(first["instar"].rss), "", float64(first["instar"].rss) / mib, 200, "MiB"},
+		versus("create-image, the Debian tree: wall, against tar | zstd -3 -T2, which does not encrypt", first, "images", "tar", 1.0),
+		versus("  against restic's first backup", first, "images", "restic", 0.3),
+		versus("  against borg's", first, "images", "borg", 0.3),
+		{"  stored, against restic", size(firstSize["images"]), size(firstSize["restic"]), float64(firstSize["images"]) / float64(firstSize["restic"]), 1.0, "x"},
+		{"  peak memory", size(first["images"].rss), "", float64(first["images"].rss) / mib, 200, "MiB"},
 		{"  objects in the store", fmt.Sprint(objects), "", float64(objects), 40, "objects"},
-		versus("create-image, its next version: wall, against restic's second backup", second, "instar", "restic", 0.25),
-		versus("  against borg's", second, "instar", "borg", 0.25),
-		{"  added, index and manifest counted, against borg", size(added("instar")), size(added("borg")), float64(added("instar")) / float64(added("borg")), 1.05, "x"},
-		{"  peak memory", size(second["instar"].rss), "", float64(second["instar"].rss) / mib, 200, "MiB"},
+		versus("create-image, its next version: wall, against restic's second backup", second, "images", "restic", 0.25),
+		versus("  against borg's", second, "images", "borg", 0.25),
+		{"  added, index and manifest counted, against borg", size(added("images")), size(added("borg")), float64(added("images")) / float64(added("borg")), 1.05, "x"},
+		{"  peak memory", size(second["images"].rss), "", float64(second["images"].rss) / mib, 200, "MiB"},
 	}
 	more, err := b.restores(tools)
 	return append(rows, more...), err
@@ -168,10 +168,10 @@ func (b *bencher) restores(tools []tool) ([]row, error) {
 		return nil, err
 	}
 	return []row{
-		versus("restore of the image: wall, against casync extract, which does not decrypt", costs, "instar", "casync", 0.45),
-		versus("  against restic restore", costs, "instar", "restic", 0.25),
-		versus("  against borg extract", costs, "instar", "borg", 0.25),
-		{"  peak memory", size(costs["instar"].rss), "", float64(costs["instar"].rss) / mib, 200, "MiB"},
+		versus("restore of the image: wall, against casync extract, which does not decrypt", costs, "images", "casync", 0.45),
+		versus("  against restic restore", costs, "images", "restic", 0.25),
+		versus("  against borg extract", costs, "images", "borg", 0.25),
+		{"  peak memory", size(costs["images"].rss), "", float64(costs["images"].rss) / mib, 200, "MiB"},
 	}, nil
 }
 

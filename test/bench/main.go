@@ -26,7 +26,7 @@ import (
 
 func main() {
 	runs := flag.Int("runs", 3, "runs of each side, alternating; medians are compared")
-	only := flag.String("only", "", "only the groups whose name matches: bundle, unbundle, vol, memory, create")
+	only := flag.String("only", "", "only the groups whose name matches: bundle, unbundle, vol, memory, create, scale")
 	dir := flag.String("dir", "", "where to work (default: beside the cached tree)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -88,7 +88,7 @@ func bench(ctx context.Context, runs int, only, dir string) (err error) {
 		name string
 		run  func() ([]row, error)
 	}{
-		{"bundle", b.image}, {"unbundle", b.unbundle}, {"vol", b.vol}, {"memory", b.memory}, {"create", b.images},
+		{"bundle", b.image}, {"unbundle", b.unbundle}, {"vol", b.vol}, {"memory", b.memory}, {"create", b.images}, {"scale", b.scale},
 	} {
 		if !match.MatchString(g.name) {
 			continue

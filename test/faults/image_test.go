@@ -60,7 +60,7 @@ func createImage(tree, store string) []string {
 	return []string{"create-image", "--store", store, "--name", "web", "-v", tree, "--no-filter", "-s", "16", "--uuid", "0f0e0d0c-0b0a-4908-8706-050403020100"}
 }
 
-// disk reads and verifies the whole disk of the newest image; false if there is none.
+// disk reads and verifies the newest image; false if there is none.
 func disk(t testing.TB, i *instar.Instar, store string, o upload.Options) (sum [sha256.Size]byte, ok bool) {
 	t.Helper()
 	if filepath.IsAbs(store) {
