@@ -257,6 +257,36 @@ func (m *Manifest) Stream(name string) (Content, bool) {
 	return Content{}, false
 }
 
+// CheckRoot makes sure that an index is the one the manifest describes: of the
+// same streams and segments. Else what the manifest says, to people, to garbage
+// collection and to whoever hands out access, would not be what is read.
+func (m *Manifest) CheckRoot(r *Root) error {
+	object := "index root " + m.Index.Root.Name.String()
+	if len(r.Streams) != len(m.Streams) {
+		return bad(ErrFormat, object, "it has %d streams, its manifest %d", len(r.Streams), len(m.Streams))
+	}
+	listed := make(map[Name]int64, len(m.Index.Segments))
+	for _, o := range m.Index.Segments {
+		listed[o.Name] = o.Size
+	}
+	used := make(map[Name]struct{}, len(listed))
+	for i, s := range r.Streams {
+		if want := m.Streams[i]; s.Name != want.Name || s.Size != want.Size {
+			return bad(ErrFormat, object, "its stream %q has %d bytes; in its manifest %q has %d", s.Name, s.Size, want.Name, want.Size)
+		}
+		for _, g := range s.Segments {
+			if size, ok := listed[g.Name]; !ok || size != int64(g.Stored) {
+				return bad(ErrFormat, object, "its segment %s is not in its manifest", g.Name)
+			}
+			used[g.Name] = struct{}{}
+		}
+	}
+	if len(used) != len(listed) {
+		return bad(ErrFormat, object, "its manifest lists %d segments, of which it uses %d", len(listed), len(used))
+	}
+	return nil
+}
+
 func isStreamName(s string) bool {
 	return len(s) >= 1 && len(s) <= 64 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }

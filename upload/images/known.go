@@ -88,9 +88,17 @@ func (r *Run) Known(ctx context.Context) (chunked.Known, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find out which chunks are stored: %w", err)
 	}
+	// A footer is its creator's word, but not about the bytes in front of it: who
+	// may write packs can put a copy of it behind others. The salt tells copies.
+	salts := map[chunked.Salt]int{}
+	for _, f := range footers {
+		if f != nil {
+			salts[f.Salt]++
+		}
+	}
 	k := &known{}
 	for i, f := range footers {
-		if f != nil {
+		if f != nil && salts[f.Salt] == 1 {
 			k.add(packs[i].Name, f)
 		}
 	}

@@ -12,12 +12,14 @@ import (
 	"github.com/instar-image/instar/upload"
 )
 
-// marks is what the manifests of a store refer to. It believes no signature and
-// needs none: whatever a manifest names is kept.
+// marks is what the manifests of a store refer to. It needs no signature to keep
+// what a manifest names. To give a manifest up for dead it needs a head by a
+// signer it trusts: else whoever may write a head could have all versions of an
+// image deleted.
 type marks struct {
 	manifests []*marked
 	byName    map[chunked.Name]*marked
-	heads     map[string]*chunked.Head
+	heads     map[string]*chunked.Head // those whose signer is trusted
 	moved     map[chunked.Name]*chunked.Moved
 	index     map[chunked.Name]bool
 	uses      map[chunked.Name][]*marked // packs, those moved to included
@@ -98,7 +100,7 @@ func (s *Store) markHeads(ctx context.Context, m *marks, bad *blockers) error {
 	}
 	var mu sync.Mutex
 	return each(ctx, s.opt.Parallel, images, func(ctx context.Context, image string) error {
-		h, err := s.anyHead(ctx, image)
+		h, trusted, err := s.anyHead(ctx, image)
 		// A version may be in the head that the list lacks: a list with a gap,
 		// a version that came or went since, or one that is lost.
 		for try := 0; err == nil && h != nil; try++ {
@@ -110,14 +112,14 @@ func (s *Store) markHeads(ctx context.Context, m *marks, bad *blockers) error {
 				break
 			}
 			was := h
-			if h, err = s.anyHead(ctx, image); err == nil && h != nil && h.Sequence == was.Sequence {
+			if h, trusted, err = s.anyHead(ctx, image); err == nil && h != nil && h.Sequence == was.Sequence {
 				err = fmt.Errorf("manifest %s, which it lists, is missing: repair the image, or delete that version", lost[0])
 			}
 		}
 		if err != nil {
 			return bad.add(chunked.HeadKey(image), err)
 		}
-		if h != nil {
+		if h != nil && trusted {
 			mu.Lock()
 			m.heads[image] = h
 			mu.Unlock()
@@ -153,20 +155,26 @@ func (s *Store) lost(ctx context.Context, m *marks, mu *sync.Mutex, image string
 	return lost, nil
 }
 
-// anyHead reads a head without asking who signed it; nil if there is none.
-func (s *Store) anyHead(ctx context.Context, image string) (*chunked.Head, error) {
+// anyHead reads a head, whoever signed it, and tells whether its signer is
+// trusted; nil if there is none.
+func (s *Store) anyHead(ctx context.Context, image string) (*chunked.Head, bool, error) {
 	b, _, err := s.get(ctx, chunked.HeadKey(image), maxHead)
 	if errors.Is(err, upload.ErrNotExist) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
+	}
+	if s.opt.Trust != nil {
+		if h, _, err := chunked.OpenHead(b, s.opt.Trust, image); err == nil {
+			return h, true, nil
+		}
 	}
 	h, err := chunked.ReadHeadUnverified(b)
 	if err == nil && h.Name != image {
 		err = fmt.Errorf("%w: it is the head of image %q", chunked.ErrOther, h.Name)
 	}
-	return h, err
+	return h, false, err
 }
 
 // anyManifest reads a manifest without asking who signed it.

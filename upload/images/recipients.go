@@ -83,6 +83,9 @@ func (i *Image) OpenWith(ctx context.Context, src chunked.Source) (*chunked.Inde
 	}
 	root := i.Manifest.Index.Root
 	x, err := chunked.OpenIndex(ctx, src, root.Name, root.Size, key)
+	if err == nil {
+		err = i.Manifest.CheckRoot(x.Root())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("index of image %s: %w", i.ref(), err)
 	}
