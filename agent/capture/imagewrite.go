@@ -208,8 +208,8 @@ func (c *creation) copyUnchanged(ctx context.Context, s *chunked.StreamWriter, s
 		return nil
 	}
 	last, origin := filetree.None, []ext4.Origin(nil)
-	for seg := range c.volume.Plan.Segments() {
-		if seg.Kind != ext4.KindData || !c.skip[seg.ID] {
+	for seg := range c.volume.Plan.Data() {
+		if !c.skip[seg.ID] {
 			continue
 		}
 		if seg.ID != last {

@@ -23,6 +23,14 @@ type kept struct {
 	ranks map[int][]filetree.ID // the inodes of sets that have several blocks
 }
 
+// Beyond these, of which a parent's layout may speak as it likes, nothing is
+// kept: they bound the memory that is taken.
+const (
+	maxKeptSize = 4 << 40 // bytes of the image: 128 MiB of bitmap
+	sparseInos  = 8       // inode numbers for each inode of the tree
+	spareInos   = 1 << 16 // and so many more
+)
+
 // maxDirRuns is in how many runs the blocks of a directory may lie.
 const maxDirRuns = 16
 
@@ -33,7 +41,7 @@ const maxDirRuns = 16
 // filesystem, or the parent's has too little room left.
 func (p *Plan) keep(l *Layout, o *Options) bool {
 	h := &l.header
-	if p.manyLinks || p.uuid != h.uuid || o.Size != 0 && o.Size != h.size ||
+	if p.manyLinks || h.size > maxKeptSize || p.uuid != h.uuid || o.Size != 0 && o.Size != h.size ||
 		o.JournalBlocks != 0 && o.JournalBlocks != h.journal {
 		return false
 	}
@@ -114,7 +122,7 @@ func (k *keeper) claim(runs []run) bool {
 
 func (k *keeper) claimIno(ino uint32) bool {
 	at := int64(ino) - 1
-	if at >= k.g.inodes() || !k.k.used.none(at, at+1) {
+	if at >= min(k.g.inodes(), sparseInos*int64(len(k.k.ino))+spareInos) || !k.k.used.none(at, at+1) {
 		return false
 	}
 	k.k.used.add(at, at+1)
@@ -257,6 +265,7 @@ func (k *keeper) fill() bool {
 		}
 		return p.blockCount(s.places, id)
 	}
+	apart := filetree.None // a directory whose files did not fit beside each other
 	for i := 0; i < t.Len() && ok; i++ {
 		id := filetree.ID(i)
 		n := lacks(id, unix.S_IFREG)
@@ -264,6 +273,10 @@ func (k *keeper) fill() bool {
 			continue
 		}
 		dir, all := t.Parent(id), n
+		if dir == apart {
+			s.put(id, take(n))
+			continue
+		}
 		last := id
 		for next := id + 1; int(next) < t.Len() && t.Parent(next) == dir; next++ {
 			if n := lacks(next, unix.S_IFREG); n > 0 {
@@ -273,6 +286,7 @@ func (k *keeper) fill() bool {
 		}
 		r, found := k.free.take(all)
 		if !found {
+			apart = dir
 			s.put(id, take(n))
 			continue
 		}

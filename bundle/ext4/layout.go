@@ -28,7 +28,7 @@ var ErrLayout = errors.New("damaged layout of a filesystem image")
 //
 //	header:    length ‖ size ‖ UUID (16) ‖ blocks ‖ inodes per group ‖ journal blocks ‖ created
 //	           ‖ block of the first extent block ‖ of lost+found's spare blocks ‖ of the first inode table
-//	           ‖ started, seconds and nanoseconds ‖ n ‖ n device numbers
+//	           ‖ started, seconds and nanoseconds ‖ n ‖ n devices: 0 the root's, others one more than their number
 //	           ‖ n ‖ n × (digest of a set of attributes (16) ‖ runs of its blocks ‖ v ‖ v × (inode of a value ‖ its runs))
 //	directory: length ‖ runs of its blocks ‖ runs of its extent blocks ‖ entries; length 0 ends the layout
 //	entry:     type and flags (1) ‖ bytes shared with the name before ‖ n ‖ n bytes of name ‖ inode ‖ by type:

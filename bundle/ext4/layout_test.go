@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -282,6 +283,15 @@ func TestSegments(t *testing.T) {
 	}
 	if data < 1000*4096 || len(kinds) < 10 {
 		t.Errorf("%d bytes of data, kinds %v", data, kinds)
+	}
+	var files []ext4.Segment
+	for s := range p.Segments() {
+		if s.Kind == ext4.KindData {
+			files = append(files, s)
+		}
+	}
+	if got := slices.Collect(p.Data()); !slices.Equal(got, files) {
+		t.Errorf("data segments %v, want %v", got, files)
 	}
 	for range p.Segments() { // may be left early
 		break

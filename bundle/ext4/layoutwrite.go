@@ -120,10 +120,10 @@ func (e *layoutEncoder) header() []byte {
 		if p.t.Mode(id)&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
-		a := p.t.Attr(id)
-		if _, ok := e.devs[a.Dev]; !ok {
-			e.devs[a.Dev] = uint64(len(devs))
-			devs = append(devs, a.Dev)
+		d := p.device(id)
+		if _, ok := e.devs[d]; !ok {
+			e.devs[d] = uint64(len(devs))
+			devs = append(devs, d)
 		}
 	}
 	e.number(uint64(len(devs)))
@@ -224,7 +224,7 @@ func (e *layoutEncoder) entry(c *layoutChain, name []byte, id filetree.ID) {
 	if facts {
 		e.time(c.mtime, a.Mtime)
 		e.near(c.ctime, a.Ctime)
-		e.number(e.devs[a.Dev])
+		e.number(e.devs[p.device(id)])
 		e.step(int64(c.host), int64(a.Ino))
 		c.mtime, c.ctime, c.host = a.Mtime, a.Ctime, a.Ino
 	}

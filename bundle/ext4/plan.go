@@ -63,8 +63,9 @@ type Options struct {
 	ReservedPercent int
 	// Parent, if not nil, is the layout of an image of which the plan keeps what it
 	// can: size, inode numbers, and the places of what takes the same blocks. Where
-	// that leaves too little room, or the other options ask for another size, UUID
-	// or journal, the plan is made as without; see [Plan.Kept].
+	// that leaves less than half of the Headroom, or the other options ask for
+	// another size, UUID or journal, the image has more than 4 TiB or a file more
+	// than 65000 names, the plan is made as without; see [Plan.Kept].
 	Parent *Layout
 }
 

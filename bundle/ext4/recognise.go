@@ -38,8 +38,8 @@ const doubt = 2
 
 // Recognise compares the regular files of the plan's tree with those of a
 // parent. A file is the same if it has a name in common with one that had the
-// same size, modification and change time, device and inode, the same holes,
-// and whose content is not in doubt. Whether the plan keeps anything of the
+// same size, modification and change time, filesystem and inode, the same
+// holes, and whose content is not in doubt. Whether the plan keeps anything of the
 // parent's places does not matter.
 func (p *Plan) Recognise(parent *Layout) *Matches {
 	m := &Matches{p: p, standing: make([]Standing, p.t.Len()), s: places{where: make([]int64, p.t.Len())}}
@@ -49,7 +49,7 @@ func (p *Plan) Recognise(parent *Layout) *Matches {
 			return
 		}
 		a := p.t.Attr(id)
-		if a.Size != r.size || a.Mtime != r.mtime || a.Ctime != r.ctime || a.Dev != r.dev || a.Ino != r.host || !p.sameShape(id, r) {
+		if a.Size != r.size || a.Mtime != r.mtime || a.Ctime != r.ctime || p.device(id) != r.dev || a.Ino != r.host || !p.sameShape(id, r) {
 			return
 		}
 		m.standing[id] = Same
@@ -76,6 +76,16 @@ func (m *Matches) Origin(id filetree.ID) []Origin {
 		pieces = append(pieces, run{at, n})
 	}
 	return origins(nil, pieces, m.s.runs(nil, id, length(pieces)))
+}
+
+// device tells the filesystem of an inode from others: 0 is the root's, whose
+// device number may be another after a restart, and always is of a snapshot.
+func (p *Plan) device(id filetree.ID) uint64 {
+	d := p.t.Attr(id).Dev
+	if d == p.t.Attr(filetree.Root).Dev {
+		return 0
+	}
+	return d + 1
 }
 
 // sameShape tells whether a file has data in the same blocks as an entry's.

@@ -143,24 +143,24 @@ func TestRecogniseChanges(t *testing.T) {
 		Mode: unix.S_IFREG | 0o644, Size: 10_000, Dev: 5, Ino: 77,
 		Mtime: filetree.Time{Sec: 1000, Nsec: 1}, Ctime: filetree.Time{Sec: 2000, Nsec: 2},
 	}
-	tree := func(name string, a filetree.Attr, m sparse.Map) *filetree.Tree {
-		b, err := filetree.NewBuilder(filetree.Attr{Mode: unix.S_IFDIR | 0o755}, nil)
+	tree := func(name string, a filetree.Attr, m sparse.Map, dev uint64) *filetree.Tree {
+		b, err := filetree.NewBuilder(filetree.Attr{Mode: unix.S_IFDIR | 0o755, Dev: dev}, nil)
 		check(t, err)
 		check(t, b.Begin(filetree.Root))
 		_, err = b.Add(&filetree.Entry{Name: name, Link: filetree.None, Attr: a, Data: m})
 		check(t, err)
 		return b.Tree()
 	}
-	old := plan(t, tree("f", base, nil), ext4.Options{})
+	old := plan(t, tree("f", base, nil, 5), ext4.Options{})
 	started := filetree.Time{Sec: 3000}
 	for _, tt := range []struct {
-		what  string
-		name  string
-		edit  func(*filetree.Attr)
-		m     sparse.Map
-		o     ext4.LayoutOptions
-		want  ext4.Standing
-		empty bool
+		what string
+		name string
+		edit func(*filetree.Attr)
+		m    sparse.Map
+		o    ext4.LayoutOptions
+		want ext4.Standing
+		dev  uint64 // of the root, if not 5
 	}{
 		{what: "nothing", want: ext4.Same},
 		{what: "owner and mode", edit: func(a *filetree.Attr) { a.UID, a.Mode = 7, a.Mode|0o4000 }, want: ext4.Same},
@@ -171,6 +171,8 @@ func TestRecogniseChanges(t *testing.T) {
 		{what: "ctime", edit: func(a *filetree.Attr) { a.Ctime.Nsec++ }},
 		{what: "ctime's second", edit: func(a *filetree.Attr) { a.Ctime.Sec++ }},
 		{what: "device", edit: func(a *filetree.Attr) { a.Dev++ }},
+		{what: "the volume's device", edit: func(a *filetree.Attr) { a.Dev = 9 }, dev: 9, want: ext4.Same},
+		{what: "the volume's device, but not the file's", dev: 9},
 		{what: "inode", edit: func(a *filetree.Attr) { a.Ino++ }},
 		{what: "holes", m: sparse.Map{{Off: 0, Len: 4096}}},
 		{what: "type", edit: func(a *filetree.Attr) { a.Mode, a.Size = unix.S_IFIFO|0o644, 0 }},
@@ -185,11 +187,14 @@ func TestRecogniseChanges(t *testing.T) {
 		if tt.name == "" {
 			tt.name = "f"
 		}
+		if tt.dev == 0 {
+			tt.dev = 5
+		}
 		a := base
 		if tt.edit != nil {
 			tt.edit(&a)
 		}
-		m := plan(t, tree(tt.name, a, tt.m), ext4.Options{}).Recognise(layout(t, old, tt.o))
+		m := plan(t, tree(tt.name, a, tt.m, tt.dev), ext4.Options{}).Recognise(layout(t, old, tt.o))
 		if got := m.Standing(1); got != tt.want || (m.Origin(1) != nil) != (tt.want != ext4.Changed) {
 			t.Errorf("%s: standing %d, origin %v, want %d", tt.what, got, m.Origin(1), tt.want)
 		}

@@ -73,7 +73,7 @@ func (p *Plan) parts() iter.Seq[part] {
 
 // keptSegments yields what [Plan.Segments] does, in no order.
 func (p *Plan) keptSegments(yield func(Segment) bool) {
-	g, k, none := &p.g, p.kept, filetree.None
+	g, none := &p.g, filetree.None
 	ok := true
 	s := segmenter{g: g, yield: func(s Segment) bool {
 		ok = ok && yield(s)
@@ -93,20 +93,9 @@ func (p *Plan) keptSegments(yield func(Segment) bool) {
 			return
 		}
 	}
-	var runs []run
-	for i := 0; i < p.t.Len() && ok; i++ {
-		id := filetree.ID(i)
-		if p.t.Mode(id)&unix.S_IFMT != unix.S_IFREG || !k.has(id) {
-			continue
-		}
-		c := cursor{runs: k.runs(runs[:0], id, p.blockCount(k.places, id))}
-		for at, n := range p.pieces(id) {
-			for n > 0 {
-				r := c.run(n)
-				ok = ok && yield(Segment{KindData, id, at * BlockSize, r.start * BlockSize, r.n * BlockSize})
-				at += r.n
-				n -= r.n
-			}
+	for s := range p.Data() {
+		if ok = ok && yield(s); !ok {
+			return
 		}
 	}
 }

@@ -66,6 +66,36 @@ func (p *Plan) Segments() iter.Seq[Segment] {
 	}
 }
 
+// Data yields the segments of [KindData] in the order of IDs, those of a file by
+// ascending Off: unlike [Plan.Segments] it takes no memory where places were kept.
+func (p *Plan) Data() iter.Seq[Segment] {
+	return func(yield func(Segment) bool) {
+		seq := p.g.cursor(p.g.data)
+		c := &seq
+		var runs []run
+		for i := range p.t.Len() {
+			id := filetree.ID(i)
+			if p.t.Mode(id)&unix.S_IFMT != unix.S_IFREG {
+				continue
+			}
+			if k := p.kept; k != nil {
+				runs = k.runs(runs[:0], id, p.blockCount(k.places, id))
+				c = &cursor{runs: runs}
+			}
+			for at, n := range p.pieces(id) {
+				for n > 0 {
+					r := c.run(n)
+					if !yield(Segment{KindData, id, at * BlockSize, r.start * BlockSize, r.n * BlockSize}) {
+						return
+					}
+					at += r.n
+					n -= r.n
+				}
+			}
+		}
+	}
+}
+
 type segmenter struct {
 	g     *geometry
 	at    int64 // block
