@@ -443,12 +443,27 @@ func (l *Launch) check(c *checker) {
 // policy allows reading the image's objects, which all stand beside its
 // manifest, and nothing else.
 func (l *Launch) policy() string {
+	if l.Format == "instar" {
+		return l.instarPolicy()
+	}
 	dir := strings.TrimPrefix(l.Store, "s3://")
 	if d := path.Dir(l.Manifest); d != "." {
 		dir = strings.TrimSuffix(dir, "/") + "/" + d
 	}
 	return `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject"],"Resource":[` +
 		quote("arn:aws:s3:::"+strings.TrimSuffix(dir, "/")+"/*") + `]}]}`
+}
+
+// instarPolicy gives what an Instar image is made of (bundle/chunked/SPEC.md
+// §3): the image's own folder, and the packs and index objects of the store,
+// which are too many to name and sealed.
+func (l *Launch) instarPolicy() string {
+	base := "arn:aws:s3:::" + strings.TrimSuffix(strings.TrimPrefix(l.Store, "s3://"), "/") + "/"
+	var resources []string
+	for _, folder := range []string{path.Dir(path.Dir(l.Manifest)), "packs", "index", "moved"} {
+		resources = append(resources, quote(base+folder+"/*"))
+	}
+	return `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject"],"Resource":[` + strings.Join(resources, ",") + `]}]}`
 }
 
 // validID reports whether an instance id is one path segment that no client

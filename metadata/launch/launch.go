@@ -26,6 +26,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/metadata"
@@ -72,6 +73,10 @@ func New(o Options) (*Launcher, error) {
 func refuse(status int, format string, a ...any) error {
 	return &metadata.Refusal{Status: status, Reason: fmt.Sprintf(format, a...)}
 }
+
+// maxURLs is the most objects of an Instar image that URLs are made for: with
+// about 800 bytes each they fit into a ticket.
+const maxURLs = 16_000
 
 // maxManifest is the most a bundle's manifest may have, in bytes.
 const maxManifest = 8 << 20
@@ -252,7 +257,11 @@ func (l *Launcher) make(ctx context.Context, in *metadata.Instance) (*ticket.Tic
 	defer store.Close()
 	if r.Format == "instar" {
 		t.Signers, t.IndexKey = r.Signers, r.IndexKey
-		return t, l.presign(ctx, store, t, r.Manifest)
+		names, err := l.objects(ctx, store, t)
+		if err != nil {
+			return nil, err
+		}
+		return t, l.presign(ctx, store, t, names...)
 	}
 	m, err := l.unwrap(ctx, store, t, r)
 	if err != nil {
@@ -322,6 +331,39 @@ func (l *Launcher) unwrap(ctx context.Context, store upload.Store, t *ticket.Tic
 	t.ManifestBytes, t.Certificate = data, r.Certificate
 	t.Key, t.IV = hex.EncodeToString(key[:]), hex.EncodeToString(iv[:])
 	return m, nil
+}
+
+// objects lists what an Instar image is made of, if URLs are to be made of it.
+// Who signed the manifest is for the instance to judge; that it is the one of
+// the record is seen to here.
+func (l *Launcher) objects(ctx context.Context, store upload.Store, t *ticket.Ticket) ([]string, error) {
+	if _, ok := store.(upload.Presigner); !ok || t.Credentials != nil {
+		return []string{t.Manifest}, nil
+	}
+	data, _, err := upload.GetBytes(ctx, store, t.Manifest, chunked.MaxSigned)
+	if err != nil {
+		return nil, fmt.Errorf("reading the image's manifest: %w", err)
+	}
+	n := chunked.NameOf(data)
+	if n.String() != t.ManifestSHA256 {
+		return nil, refuse(http.StatusForbidden, "the manifest in the store is not the record's: its SHA-256 is %s", n)
+	}
+	m, err := chunked.ReadManifestUnverified(data)
+	if err != nil {
+		return nil, refuse(http.StatusForbidden, "the manifest is not valid: %v", err)
+	}
+	count := 3 + len(m.Index.Segments) + len(m.Packs)
+	if count > maxURLs {
+		return nil, fmt.Errorf("the image has %d objects, more than the %d that a ticket has URLs for: give launch.credentials.sts", count, maxURLs)
+	}
+	names := append(make([]string, 0, count), t.Manifest, chunked.KeysKey(m.Name, n), chunked.IndexObjectKey(m.Index.Root.Name))
+	for _, o := range m.Index.Segments {
+		names = append(names, chunked.IndexObjectKey(o.Name))
+	}
+	for _, o := range m.Packs {
+		names = append(names, chunked.PackKey(o.Name))
+	}
+	return names, nil
 }
 
 // presign adds URLs for the objects, where the ticket has no credentials and

@@ -88,6 +88,15 @@ func (e *StatusError) Error() string {
 	return fmt.Sprintf("the metadata server answered %d: %s", e.Status, e.Reason)
 }
 
+// InvalidError is an answer that is no ticket this program can use: to ask
+// again would bring no other.
+type InvalidError struct{ Err error }
+
+func (e *InvalidError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what is wrong with it.
+func (e *InvalidError) Unwrap() error { return e.Err }
+
 // Client asks for the ticket of the instance it runs on. It is not for
 // concurrent use.
 type Client struct {
@@ -165,15 +174,15 @@ func (c *Client) Claim(ctx context.Context) (*Ticket, error) {
 	}
 	r, err := age.Decrypt(bytes.NewReader(sealed), c.identity)
 	if err != nil {
-		return nil, fmt.Errorf("opening the launch ticket: %w", err)
+		return nil, &InvalidError{fmt.Errorf("opening the launch ticket: %w", err)}
 	}
 	b, err := io.ReadAll(io.LimitReader(r, maxTicket))
 	if err != nil {
-		return nil, fmt.Errorf("opening the launch ticket: %w", err)
+		return nil, &InvalidError{fmt.Errorf("opening the launch ticket: %w", err)}
 	}
 	t, err := parse(b)
 	if err != nil {
-		return nil, fmt.Errorf("reading the launch ticket: %w", err)
+		return nil, &InvalidError{fmt.Errorf("reading the launch ticket: %w", err)}
 	}
 	return t, nil
 }
