@@ -25,6 +25,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/initrd/boot"
 )
 
@@ -55,6 +56,9 @@ type Options struct {
 	Config boot.Config
 	// CACerts (PEM) are trusted for TLS besides none: a ticket may narrow this.
 	CACerts []byte
+	// Signers is whose Instar images are started: an allowed_signers file. nil
+	// leaves it to the tickets, which can narrow it but not widen it.
+	Signers []byte
 	// Shell is a static shell for rescue, "" for none. Config.Shell must
 	// allow its use.
 	Shell string
@@ -312,6 +316,12 @@ func (b *builder) configuration() ([]cpio.Record, error) {
 			return nil, errors.New("the CA certificates are not PEM")
 		}
 		records = append(records, cpio.StaticFile(strings.TrimPrefix(boot.CAFile, "/"), string(b.o.CACerts), 0o644))
+	}
+	if len(b.o.Signers) > 0 {
+		if _, err := keys.ParseAllowedSigners(b.o.Signers); err != nil {
+			return nil, err
+		}
+		records = append(records, cpio.StaticFile(strings.TrimPrefix(boot.SignersFile, "/"), string(b.o.Signers), 0o644))
 	}
 	return records, nil
 }

@@ -182,6 +182,7 @@ func TestRefusals(t *testing.T) {
 		{"compression", "unknown compression", initrd.Options{Init: staticInit(t), Compression: "lzma"}},
 		{"configuration", "instar.net", initrd.Options{Init: staticInit(t), Config: boot.Config{Net: "carrier pigeon"}}},
 		{"certificates", "not PEM", initrd.Options{Init: staticInit(t), CACerts: []byte("x")}},
+		{"signers", "signer", initrd.Options{Init: staticInit(t), Signers: []byte("me nonsense")}},
 		{"no modules", "lib/modules", initrd.Options{Init: staticInit(t), Modules: fstest.MapFS{"etc/x": {}}}},
 	} {
 		var b bytes.Buffer

@@ -40,9 +40,9 @@ its kernel parameters.`),
 }
 
 type initrdOptions struct {
-	output, modules, release, init, shell, compression, caCert string
-	noModules                                                  bool
-	names, params                                              []string
+	output, modules, release, init, shell, compression, caCert, signers string
+	noModules                                                           bool
+	names, params                                                       []string
 }
 
 func newInitrdBuild(a *app) *cobra.Command {
@@ -74,6 +74,8 @@ another architecture.`, `
 	f.list(&o.params, "param", "", "build in the kernel parameter instar.`NAME=VALUE`; may be repeated", ofUs, test)
 	f.text(&o.caCert, "ca-cert", "", "trust the certificates in `PEM` for a metadata server by https", ofUs, test)
 	completeFiles(cmd, "ca-cert", "pem")
+	f.text(&o.signers, "allowed-signers", "", "start Instar images only of the signers in `FILE`, whatever a ticket says", ofUs, test)
+	completeFiles(cmd, "allowed-signers")
 	f.text(&o.shell, "shell", "", "pack the static shell `FILE` and allow instar.fail=shell: who may edit kernel parameters then owns the machine", ofUs, test)
 	completeFiles(cmd, "shell")
 	f.choice(cmd, &o.compression, []string{"zstd", "gzip", "none"}, "compression", "", "`KIND` of compression: zstd (default; Linux 5.9 and later), gzip, none", ofUs, test)
@@ -129,6 +131,12 @@ func (a *app) initrdOptions(o *initrdOptions) (initrd.Options, error) {
 		var err error
 		if opts.CACerts, err = os.ReadFile(o.caCert); err != nil {
 			return opts, failf(exitFile, "reading the CA certificates: %w", err)
+		}
+	}
+	if o.signers != "" {
+		var err error
+		if opts.Signers, err = os.ReadFile(o.signers); err != nil {
+			return opts, failf(exitFile, "reading the allowed signers: %w", err)
 		}
 	}
 	switch {

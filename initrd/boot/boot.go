@@ -42,6 +42,7 @@ func steps() []step {
 		{"network", 60 * time.Second, (*machine).network},
 		{"metadata", 120 * time.Second, (*machine).metadata},
 		{"root", 30 * time.Minute, (*machine).root},
+		{"kexec", 60 * time.Second, (*machine).kexec},
 		{"inject", 60 * time.Second, (*machine).inject},
 		{"switch", 30 * time.Second, (*machine).switchRoot},
 	}
@@ -71,6 +72,7 @@ type machine struct {
 	net      network
 	client   *metadataClient
 	instance instance
+	handed   *instance // by the initrd before this one; nil if there was none
 	disk     *rootDisk
 }
 

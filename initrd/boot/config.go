@@ -75,6 +75,11 @@ type Config struct {
 	RootFlags string `json:"rootflags,omitempty"`
 	// Init is the program that the root's system starts with.
 	Init string `json:"init,omitempty"`
+	// Kexec goes on with the image's own kernel: the newest in its /boot with
+	// "true", else the one of this release.
+	Kexec string `json:"kexec,omitempty"`
+	// Append are further kernel parameters for that kernel.
+	Append string `json:"append,omitempty"`
 	// User is the login user if the metadata does not say.
 	User string `json:"user,omitempty"`
 	// Fail is what to do when a step failed for good; default retry.
@@ -127,6 +132,8 @@ func options() []option {
 		{"grow", func(c *Config, v string) (err error) { c.Grow, err = strconv.ParseBool(v); return err }},
 		{"rootflags", text(func(c *Config) *string { return &c.RootFlags })},
 		{"init", text(func(c *Config) *string { return &c.Init })},
+		{"kexec", text(func(c *Config) *string { return &c.Kexec })},
+		{"append", text(func(c *Config) *string { return &c.Append })},
 		{"user", text(func(c *Config) *string { return &c.User })},
 		{"fail", func(c *Config, v string) error { c.Fail = Policy(v); return nil }},
 		{"pause", number(func(c *Config) *int { return &c.Pause })},
@@ -252,6 +259,12 @@ func (c Config) Check() error {
 	}
 	if !path.IsAbs(d.Init) {
 		bad("init", d.Init, "an absolute path")
+	}
+	if strings.ContainsAny(d.Kexec, "/ \t") {
+		bad("kexec", d.Kexec, "true or a kernel's release")
+	}
+	if d.Append != "" && d.Kexec == "" {
+		errs = append(errs, errors.New("instar.append: only a kernel started by instar.kexec takes further parameters"))
 	}
 	switch d.Fail {
 	case Retry, Reboot, PowerOff, Halt, Shell:

@@ -168,3 +168,29 @@ func FuzzReadLease(f *testing.F) {
 		}
 	})
 }
+
+func TestNextCmdline(t *testing.T) {
+	got := nextCmdline(`BOOT_IMAGE=/x console=ttyS0 root=/dev/nfs ro "dyndbg=file a +p" instar.root=ticket initrd=y init=/z quiet -- single instar.x`, "UUID=1", "net.ifnames=0 debug")
+	if want := `console=ttyS0 ro "dyndbg=file a +p" quiet root=UUID=1 net.ifnames=0 debug`; got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}
+
+func TestModuleOrder(t *testing.T) {
+	dep := "kernel/a.ko.xz: kernel/b-c.ko.xz kernel/d.ko.xz\nkernel/b-c.ko.xz: kernel/d.ko.xz\nkernel/d.ko.xz:\nkernel/self.ko: kernel/self.ko\n/etc/passwd: \nkernel/lost.ko: kernel/gone.ko\n"
+	got := strings.Join(moduleOrder(dep, []string{"a", "b_c", "none", "self", "passwd", "lost"}), " ")
+	if want := "kernel/d.ko.xz kernel/b-c.ko.xz kernel/a.ko.xz kernel/self.ko kernel/lost.ko"; got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}
+
+func TestCompareReleases(t *testing.T) {
+	sorted := []string{"5.10.0-9-amd64", "6.1.0-2-amd64", "6.1.0-56-amd64", "6.1.0-056-cloud", "6.1.10", "6.10", "10.0"}
+	for i := range sorted {
+		for j := range sorted {
+			if got := compareReleases(sorted[i], sorted[j]); (got < 0) != (i < j) && !(i >= j && got >= 0) {
+				t.Errorf("%s and %s: %d", sorted[i], sorted[j], got)
+			}
+		}
+	}
+}

@@ -52,11 +52,11 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 	if err != nil {
 		return final(err)
 	}
-	img, err := openTicket(t, m.instance.ID, &fetcher{
+	img, err := openTicket(ctx, t, m.instance.ID, SignersFile, &fetcher{
 		client: httpClient, stall: m.config.scaled(30 * time.Second), say: m.say, access: &access{client: client, t: t},
 	})
 	if err != nil {
-		return final(err)
+		return err
 	}
 	id := img.identity(m.instance.ID)
 	m.say("root: %s, for %s", img.about(), disk.path())
@@ -242,6 +242,9 @@ func (m *machine) claim(ctx context.Context, client *ticket.Client) (t *ticket.T
 	err = until(ctx, func(ctx context.Context) error {
 		t, err = client.Claim(ctx)
 		if s, ok := errors.AsType[*ticket.StatusError](err); ok && s.Status < 500 && s.Status != 429 {
+			return final(err)
+		}
+		if _, ok := errors.AsType[*ticket.InvalidError](err); ok {
 			return final(err)
 		}
 		if err != nil && err.Error() != told {

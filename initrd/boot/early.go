@@ -55,6 +55,9 @@ func (m *machine) configure(context.Context) error {
 		}
 		return err
 	}
+	if m.handed, err = handedOver(HandoverFile); err != nil {
+		return err
+	}
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return err
@@ -111,5 +114,9 @@ func loadModule(name string) error {
 		return err
 	}
 	defer f.Close()
-	return unix.FinitModule(int(f.Fd()), "", 0)
+	flags := 0
+	if !strings.HasSuffix(name, ".ko") {
+		flags = unix.MODULE_INIT_COMPRESSED_FILE // Linux 5.17
+	}
+	return unix.FinitModule(int(f.Fd()), "", flags)
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -205,20 +204,20 @@ func (r *partsReader) Close() error {
 }
 
 // openTicket checks what the ticket says before anything is done with it.
-func openTicket(t *ticket.Ticket, id string, fetch *fetcher) (image, error) {
+func openTicket(ctx context.Context, t *ticket.Ticket, id, signers string, fetch *fetcher) (image, error) {
 	if t.InstanceID != id {
-		return nil, fmt.Errorf("launch ticket: it is of instance %q, this is %s", t.InstanceID, id)
+		return nil, final(fmt.Errorf("launch ticket: it is of instance %q, this is %s", t.InstanceID, id))
 	}
 	switch t.Format {
 	case "ec2":
 		i, err := openEC2(t)
 		if err != nil {
-			return nil, err
+			return nil, final(err)
 		}
 		i.fetch = fetch
 		return i, nil
-	case "":
-		return nil, errors.New("launch ticket: it names no format")
+	case "instar":
+		return openInstar(ctx, t, signers, fetch)
 	}
-	return nil, fmt.Errorf("launch ticket: its image is of format %q; this initrd knows ec2", t.Format)
+	return nil, final(fmt.Errorf("launch ticket: its image is of format %q; this initrd knows ec2 and instar", t.Format))
 }

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ const fetchTries = 8
 // errExpired: the store no longer takes what the ticket gave.
 var errExpired = errors.New("the store refuses the ticket's URL or credentials")
 
+var errNotThere = errors.New("it is not in the store (404)")
+
 // fetcher gets objects from the store, each verified as a whole before anything
 // of it is passed on.
 type fetcher struct {
@@ -32,8 +35,17 @@ type fetcher struct {
 // object gets one object of at most limit bytes that good accepts, or says for
 // good why not. what names it on the console.
 func (f *fetcher) object(ctx context.Context, what, name string, limit int64, good func([]byte) bool) ([]byte, error) {
+	return f.try(ctx, what, name, "", limit, good)
+}
+
+// piece gets n bytes of an object from off on.
+func (f *fetcher) piece(ctx context.Context, what, name string, off, n int64) ([]byte, error) {
+	return f.try(ctx, what, name, fmt.Sprintf("bytes=%d-%d", off, off+n-1), n, func(b []byte) bool { return int64(len(b)) == n })
+}
+
+func (f *fetcher) try(ctx context.Context, what, name, span string, limit int64, good func([]byte) bool) ([]byte, error) {
 	var last error
-	wait := 500 * time.Millisecond
+	wait := 250 * time.Millisecond
 	for try := range fetchTries {
 		if try > 0 {
 			f.say("root: %s: %v; trying again", what, last)
@@ -42,11 +54,14 @@ func (f *fetcher) object(ctx context.Context, what, name string, limit int64, go
 				return nil, fmt.Errorf("%s: %w (%w)", what, last, ctx.Err())
 			case <-time.After(wait):
 			}
-			wait = min(2*wait, 10*time.Second)
+			wait = min(2*wait, 5*time.Second)
 		}
 		req, stamp, err := f.access.request(ctx, name)
 		if err != nil {
 			return nil, final(err)
+		}
+		if span != "" {
+			req.Header.Set("Range", span)
 		}
 		data, err := f.get(req, limit)
 		switch {
@@ -89,15 +104,18 @@ func (f *fetcher) get(req *http.Request, limit int64) ([]byte, error) {
 		if inv, ok := errors.AsType[x509.CertificateInvalidError](err); ok && inv.Reason == x509.Expired {
 			return nil, final(fmt.Errorf("the store's certificate: %w; this machine's clock says %s", err, time.Now().UTC().Format(time.RFC3339)))
 		}
+		if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+			return nil, final(fmt.Errorf("the store's certificate: %w", err))
+		}
 		return nil, because(ctx, err)
 	}
 	defer resp.Body.Close()
 	switch {
-	case resp.StatusCode == http.StatusOK:
+	case resp.StatusCode == http.StatusOK && req.Header.Get("Range") == "", resp.StatusCode == http.StatusPartialContent:
 	case resp.StatusCode == http.StatusForbidden, resp.StatusCode == http.StatusUnauthorized:
 		return nil, fmt.Errorf("%w (%s)", errExpired, resp.Status)
 	case resp.StatusCode == http.StatusNotFound:
-		return nil, final(errors.New("it is not in the store (404)"))
+		return nil, final(errNotThere)
 	default:
 		return nil, fmt.Errorf("the store answers %s", resp.Status)
 	}
@@ -129,6 +147,10 @@ func (f *fetcher) get(req *http.Request, limit int64) ([]byte, error) {
 func because(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		// Who reads the parts one after the other must not take it for their end.
+		return errors.New("the store closed the connection")
 	}
 	return err
 }

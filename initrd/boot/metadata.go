@@ -211,6 +211,11 @@ func (c *metadataClient) keys(ctx context.Context) ([]string, error) {
 
 // metadata asks the metadata server who this machine is, waiting for it.
 func (m *machine) metadata(ctx context.Context) error {
+	if m.handed != nil {
+		m.instance = *m.handed
+		m.say("metadata: instance %s, as the initrd before this one was told", m.instance.ID)
+		return nil
+	}
 	if m.config.Net == "none" {
 		return final(errors.New("there is no network to ask for metadata (instar.net=none)"))
 	}

@@ -13,8 +13,8 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -143,6 +143,10 @@ func TestBootWithoutRoot(t *testing.T) {
 		{"static address", func(t *testing.T) (string, []string) {
 			return newCloud("i-1").param(t) + "instar.net=static instar.address=10.0.2.77/24 instar.gateway=10.0.2.2 instar.stop=metadata", qemutest.UserNet()
 		}, []string{`network: eth0 10\.0\.2\.77/24, gateway 10\.0\.2\.2 \(as configured\)`, `metadata: instance i-1`, `stopped after metadata`}},
+		{"static IPv6 address", func(t *testing.T) (string, []string) {
+			return fmt.Sprintf("instar.net=static instar.address=fec0::77/64 instar.gateway=fec0::2 instar.metadata=http://[fec0::2]:%d instar.stop=metadata",
+				port(t, "[::1]:0", newCloud("i-66"))), qemutest.UserNet()
+		}, []string{`network: eth0 fec0::77/64, gateway fec0::2 \(as configured\)`, `metadata: instance i-66`, `stopped after metadata`}},
 		{"IPv6 router advertisement", func(t *testing.T) (string, []string) {
 			return fmt.Sprintf("instar.net=ra instar.metadata=http://[fec0::2]:%d instar.stop=metadata", port(t, "[::1]:0", newCloud("i-6"))), qemutest.UserNet()
 		}, []string{`network: eth0 fec0:.*/64 \(router advertisement\)`, `metadata: instance i-6`}},
@@ -158,11 +162,14 @@ func TestBootWithoutRoot(t *testing.T) {
 		{"metadata 401", answer(401), []string{`FAILED metadata: PUT http://.*/latest/api/token answers 401 Unauthorized`}},
 		{"metadata 403", answer(403), []string{`FAILED metadata: .*403 Forbidden: metadata is switched off`}},
 		{"metadata 500", answer(500), []string{`waiting: .*500`, `FAILED metadata: .*answers 500 Internal Server Error`}},
-		{"metadata late", func(t *testing.T) (string, []string) {
+		{"metadata late by 30 s", func(t *testing.T) (string, []string) {
 			c := newCloud("i-late")
-			var n atomic.Int32
+			var first time.Time // c's lock is held
 			c.wrong = func(w http.ResponseWriter, r *http.Request) bool {
-				if n.Add(1) > 3 {
+				if first.IsZero() {
+					first = time.Now()
+				}
+				if time.Since(first) > 30*time.Second {
 					return false
 				}
 				w.WriteHeader(503)
@@ -219,8 +226,8 @@ func blank(t testing.TB) string {
 	return name
 }
 
-// smallRoot is a disk with a root whose system is guestinit.
-func smallRoot(t testing.TB) string {
+// smallRoot is a disk with a root whose system is guestinit. more adds to it.
+func smallRoot(t testing.TB, more ...func(dir string)) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, d := range []string{"dev", "proc", "sys", "run", "tmp", "sbin", "lib/systemd", "etc/ssh", "var/lib", "root", "home/alice"} {
@@ -237,6 +244,9 @@ func smallRoot(t testing.TB) string {
 		must(t, os.WriteFile(filepath.Join(dir, name), []byte(data), 0o755))
 	}
 	must(t, os.Symlink("/lib/systemd/systemd", filepath.Join(dir, "sbin/init")))
+	for _, add := range more {
+		add(dir)
+	}
 	disk := blank(t)
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-U", "11111111-2222-3333-4444-555555555555", "-d", dir, disk).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
@@ -311,6 +321,18 @@ func TestBootLocalRoot(t *testing.T) {
 	}
 	if !strings.Contains(again, "ran before (finished)") {
 		t.Errorf("second boot: user data\n%s", again)
+	}
+
+	// What is included from a dead server is missed, by name, in good time.
+	include := newCloud("i-3")
+	include.tree["user-data"] = "#include\nhttp://10.0.2.2:1/more?secret=x\n"
+	out := qemutest.Run(t, qemutest.Guest{
+		Kernel: kernel, Initrd: file, Args: append(qemutest.UserNet(), qemutest.Disk(disk)...),
+		Append: include.param(t) + "instar.root=UUID=11111111-2222-3333-4444-555555555555 instar.keepnet",
+	}, nil)
+	inOrder(t, out, `user data of \d+ bytes handed to`, `GUEST user data: .*#include of http://10\.0\.2\.2:1/more.*, tried 4 times: .*(refused|reset|timeout)`, `GUEST done`)
+	if strings.Contains(out, "secret") {
+		t.Error("the console shows an included URL's query")
 	}
 
 	other := run("i-2")

@@ -66,7 +66,7 @@ func (a *access) request(ctx context.Context, object string) (req *http.Request,
 		return req, a.stamp, nil
 	}
 	if a.t.Credentials == nil {
-		return nil, 0, fmt.Errorf("the ticket has neither a URL for %s nor credentials", object)
+		return nil, 0, fmt.Errorf("the ticket has neither a URL for %s nor credentials: %w", object, errNotThere)
 	}
 	u, region, err := objectURL(a.t, object)
 	if err != nil {

@@ -1,7 +1,7 @@
 package boot_test
 
 import (
-	"encoding/json"
+	"crypto/rsa"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,12 +11,14 @@ import (
 	"time"
 
 	"github.com/instar-image/instar/bundle/disk"
+	"github.com/instar-image/instar/bundle/sparse"
 	"github.com/instar-image/instar/initrd/boot"
 	"github.com/instar-image/instar/initrd/internal/qemutest"
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/metadata/launch"
 	"github.com/instar-image/instar/metadata/sts"
 	"github.com/instar-image/instar/test/servers"
+	"github.com/instar-image/instar/upload"
 )
 
 // requests notes what the metadata server says of requests for tickets.
@@ -57,12 +59,14 @@ func cloudWithStore(t testing.TB, s *servers.Server, b *stored, creds metadata.C
 		must(t, err)
 		l.CACert = string(ca)
 	}
-	if creds.STS != nil {
-		policy, err := json.Marshal(map[string]any{"Version": "2012-10-17", "Statement": []any{map[string]any{
-			"Effect": "Allow", "Action": []string{"s3:GetObject"}, "Resource": []string{"arn:aws:s3:::" + bucket + "/images/web/*"},
-		}}})
-		must(t, err)
-		creds.STS.Policy, creds.STS.CACert = string(policy), l.CACert
+	return cloudWithLaunch(t, b.cloud, l, valid)
+}
+
+// cloudWithLaunch starts a metadata server that gives tickets for an image.
+func cloudWithLaunch(t testing.TB, key *rsa.PrivateKey, l *metadata.Launch, valid time.Duration) (params string, log *requests) {
+	t.Helper()
+	if l.Credentials.STS != nil {
+		l.Credentials.STS.CACert = l.CACert
 	}
 	set, err := metadata.NewSet(&metadata.Instance{
 		ID: "i-1", Hostname: "booted", Caller: metadata.Caller{Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
@@ -70,7 +74,7 @@ func cloudWithStore(t testing.TB, s *servers.Server, b *stored, creds metadata.C
 	})
 	must(t, err)
 	state := metadata.NewState()
-	launcher, err := launch.New(launch.Options{State: state, Keys: metadata.NewKeyRing(sts.Minter{}), EC2Key: b.cloud, Valid: valid})
+	launcher, err := launch.New(launch.Options{State: state, Keys: metadata.NewKeyRing(sts.Minter{}), EC2Key: key, Valid: valid})
 	must(t, err)
 	log = &requests{}
 	h, err := metadata.New(metadata.Options{Source: metadata.Static(set), State: state, Launcher: launcher, Reporter: log, AnyPort: true})
@@ -101,6 +105,39 @@ func TestBootStore(t *testing.T) {
 		}
 		if got := log.all(); got != "200 launch: claimed\n204 launch: completed" {
 			t.Errorf("the metadata server's log: %s", got)
+		}
+	})
+	t.Run("Instar image, session credentials", func(t *testing.T) {
+		t.Parallel()
+		s := servers.MinIO(t)
+		bucket := s.Bucket(t)
+		objects, err := upload.Open(t.Context(), "s3://"+bucket+"/store", upload.Options{
+			Endpoint: s.Endpoint, Region: s.Region, Credentials: &upload.Credentials{AccessKeyID: s.AccessKey, SecretAccessKey: s.SecretKey},
+		})
+		must(t, err)
+		defer objects.Close()
+		f, err := os.Open(image)
+		must(t, err)
+		defer f.Close()
+		m, err := sparse.Scan(int(f.Fd()), 64<<20)
+		must(t, err)
+		c := boot.Capture(t, objects, f, 64<<20, m)
+		params, log := cloudWithLaunch(t, nil, &metadata.Launch{
+			Format: "instar", Store: "s3://" + bucket + "/store", Endpoint: s.Endpoint, Region: s.Region,
+			Manifest: c.Manifest, ManifestSHA256: c.Name, Signers: c.Signers, IndexKey: c.Identity,
+			Credentials: metadata.Credentials{STS: &metadata.STS{Endpoint: s.Endpoint, Region: s.Region, AccessKeyID: s.AccessKey, SecretAccessKey: s.SecretKey, Duration: metadata.Duration(time.Hour)}},
+		}, 0)
+		p := &proxy{}
+		g := guest(params + fmt.Sprintf("instar.proxy=http://10.0.2.2:%d", p.serve(t)))
+		out := qemutest.Run(t, g, nil)
+		inOrder(t, out, `root: web [0-9a-f]{8}, 64 MiB, for /dev/vda`, `root: \d+ KiB written, all`, `root: /dev/vda, ext4 11111111`, `root: grown from`, `inject: hostname booted`, `GUEST done`)
+		if got := log.all(); got != "200 launch: claimed\n204 launch: completed" {
+			t.Errorf("the metadata server's log: %s", got)
+		}
+		before := p.count.Load()
+		inOrder(t, qemutest.Run(t, g, nil), `it is this instance's already`, `GUEST done`)
+		if p.count.Load() != before {
+			t.Error("the second boot fetched something")
 		}
 	})
 	t.Run("URLs that expire, GPT", func(t *testing.T) {

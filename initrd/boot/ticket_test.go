@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
@@ -14,7 +15,9 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"regexp"
@@ -52,11 +55,11 @@ func (s *stored) PutPart(_ context.Context, p ec2.Part) error {
 	return nil
 }
 
-func certificate(t testing.TB) (*rsa.PrivateKey, *x509.Certificate) {
+func certificate(t testing.TB, addresses ...net.IP) (*rsa.PrivateKey, *x509.Certificate) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	must(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour), IPAddresses: addresses}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	must(t, err)
 	cert, err := x509.ParseCertificate(der)
@@ -124,6 +127,8 @@ type launcher struct {
 	*stored
 	t    testing.TB
 	port int
+	// tls is https, with a certificate for this address.
+	tls string
 	// change, if not nil, changes tickets; wrong answers requests for parts.
 	change func(t *ticket.Ticket)
 	wrong  func(w http.ResponseWriter, name string, n int) bool
@@ -153,7 +158,11 @@ func (l *launcher) Claim(_ context.Context, in *metadata.Instance, body []byte) 
 		Key: hex.EncodeToString(l.key[:]), IV: hex.EncodeToString(l.iv[:]), Objects: make(map[string]string),
 	}
 	for name := range l.parts {
-		tk.Objects[name] = fmt.Sprintf("http://10.0.2.2:%d/%s?stamp=%d", l.port, name, l.claims)
+		scheme := "http"
+		if l.tls != "" {
+			scheme = "https"
+		}
+		tk.Objects[name] = fmt.Sprintf(scheme+"://10.0.2.2:%d/%s?stamp=%d", l.port, name, l.claims)
 	}
 	if l.change != nil {
 		l.change(tk)
@@ -246,7 +255,16 @@ func (l *launcher) counts() (claims, complete, asked int) {
 func (l *launcher) serve(t testing.TB, id string) string {
 	t.Helper()
 	l.t, l.asked = t, make(map[string]int)
-	l.port = port(t, "127.0.0.1:0", l)
+	if l.tls != "" {
+		s := httptest.NewUnstartedServer(l)
+		key, cert := certificate(t, net.ParseIP(l.tls))
+		s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		l.port = s.Listener.Addr().(*net.TCPAddr).Port
+	} else {
+		l.port = port(t, "127.0.0.1:0", l)
+	}
 	set, err := metadata.NewSet(&metadata.Instance{
 		ID: id, Hostname: "booted", Caller: metadata.Caller{Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
 		Metadata: metadata.MetadataOptions{Tokens: "required"},
@@ -432,6 +450,21 @@ func TestBootTicketRefused(t *testing.T) {
 			w.Write([]byte("x"))
 			return true
 		}}, dirty},
+		{"store down", `FAILED root: .*part small\.part\.\d+, tried 8 times: the store closed the connection`, &launcher{wrong: func(w http.ResponseWriter, _ string, _ int) bool {
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err == nil {
+				c.Close()
+			}
+			return true
+		}}, dirty},
+		{"part gone", `FAILED root: .*part small\.part\.\d+: it is not in the store \(404\)`, &launcher{wrong: func(w http.ResponseWriter, name string, _ int) bool {
+			w.WriteHeader(http.StatusNotFound)
+			return true
+		}}, dirty},
+		{"store's CA unknown", `FAILED root: .*the store's certificate is not trusted: .*x509: .*: is its CA in the ticket or the initrd\?`, &launcher{tls: "10.0.2.2"}, dirty},
+		{"store's certificate is another's", `FAILED root: .*the store's certificate: .*x509: certificate is valid for 192\.0\.2\.7, not 10\.0\.2\.2`, &launcher{tls: "192.0.2.7"}, dirty},
+		{"ticket of another image", `FAILED root: reading the launch ticket: its manifest is not the one whose digest it names`, &launcher{change: func(tk *ticket.Ticket) { tk.ManifestSHA256 = strings.Repeat("0", 64) }}, dirty},
+		{"image of an unknown format", `FAILED root: launch ticket: its image is of format "floppy"`, &launcher{change: func(tk *ticket.Ticket) { tk.Format = "floppy" }}, dirty},
 		{"disk too small", `FAILED root: /dev/vda has 33554432 bytes, the image 67108864`, &launcher{}, func(t testing.TB) string {
 			name := blank(t)
 			must(t, os.Truncate(name, 32<<20))
@@ -449,11 +482,51 @@ func TestBootTicketRefused(t *testing.T) {
 			if strings.Contains(out, "GUEST") {
 				t.Error("it was booted")
 			}
-			if c.name == "wrong key" || c.name == "part always corrupt" {
+			if strings.Contains(c.want, "part") || c.name == "wrong key" {
 				if !headIsEmpty(t, disk) {
 					t.Error("there is something to boot on the disk")
 				}
 			}
 		})
+	}
+}
+
+// TestBootSlowStore boots from a store that gives one part by and by, and once
+// stops in the middle of another.
+func TestBootSlowStore(t *testing.T) {
+	kernel, file := buildInitrd(t, boot.Config{Fail: boot.PowerOff})
+	stop := make(chan struct{})
+	l := &launcher{stored: bundleOf(t, smallRoot(t))}
+	l.wrong = func(w http.ResponseWriter, name string, n int) bool {
+		data := l.parts[name]
+		switch number(t, name) {
+		case 1:
+			for len(data) > 0 {
+				k := min(len(data), 8<<10)
+				w.Write(data[:k])
+				w.(http.Flusher).Flush()
+				data = data[k:]
+				time.Sleep(time.Second)
+			}
+			return true
+		case 3:
+			if n > 1 {
+				return false
+			}
+			w.Write(data[:len(data)/2])
+			w.(http.Flusher).Flush()
+			<-stop
+			return true
+		}
+		return false
+	}
+	params := l.serve(t, "i-1")
+	t.Cleanup(func() { close(stop) }) // before the server is closed, which waits for it
+	out := qemutest.Run(t, qemutest.Guest{
+		Kernel: kernel, Initrd: file, Append: params, Args: append(qemutest.UserNet(), qemutest.Disk(dirty(t))...),
+	}, nil)
+	inOrder(t, out, `part small\.part\.0?3: the store sent nothing for 30s; trying again`, `root: /dev/vda, ext4`, `GUEST done`)
+	if strings.Contains(out, "part.1:") || strings.Contains(out, "part.01:") {
+		t.Error("a part that came slowly was given up")
 	}
 }

@@ -197,6 +197,10 @@ func (t *Target) ReadAt(p []byte, off int64) (int, error) {
 	return t.m.ReadAt(p, off)
 }
 
+// Flush makes what was written durable, so that a power cut does not take it
+// back. Its error stays: the image cannot become whole any more.
+func (t *Target) Flush() error { return t.sync() }
+
 // sync makes durable what was written. An error stays: whoever saw it first
 // may have gone on.
 func (t *Target) sync() error {

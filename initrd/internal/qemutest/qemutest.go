@@ -178,7 +178,7 @@ func run(t testing.TB, g Guest, out *console, cut <-chan struct{}) string {
 	defer cancel()
 	args := append([]string{
 		"-accel", "tcg", "-cpu", "max", "-m", memory, "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio",
-		"-kernel", g.Kernel, "-initrd", g.Initrd, "-append", "console=ttyS0 quiet panic=-1 " + g.Append,
+		"-kernel", g.Kernel, "-initrd", g.Initrd, "-append", "console=ttyS0 no_timer_check quiet panic=-1 " + g.Append,
 	}, g.Args...)
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	out.kill = func() { cmd.Process.Kill() }
