@@ -23,7 +23,7 @@ import (
 const (
 	littleData = 128 << 20 // of new data are worth better compression
 	muchData   = 16 << 30  // of data make larger packs (SPEC §5)
-	largePack  = 64 << 20
+	largePack  = 32 << 20
 )
 
 // write stores the image's content and returns what Publish needs.
