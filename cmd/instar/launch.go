@@ -189,6 +189,10 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	if o.keep && o.disk == "" {
 		return usagef("--keep needs --disk: a bundle's image is opened anew each time")
 	}
+	// With 64 MiB Linux and an initrd neither start nor say why; with 96 they do.
+	if o.memory > 0 && o.memory < 96 {
+		return usagef("--memory %d: a machine needs 96 MiB to start, and its system more", o.memory)
+	}
 	if o.bundle != "" && o.disk != "" {
 		return usagef("both a bundle and --disk are named")
 	}

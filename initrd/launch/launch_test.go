@@ -305,6 +305,7 @@ func TestLaunchRefusals(t *testing.T) {
 		{"port " + port + " for the machine's sshd: .*address already in use", []string{"--disk", disk, "--port", port}},
 		{"--login: user name \"a b\" is not one", []string{"--disk", disk, "--login", "a b"}},
 		{"positive numbers", []string{"--disk", disk, "--port", "70000"}},
+		{"needs 96 MiB", []string{"--disk", disk, "--memory", "64"}},
 		{"positive numbers|invalid", []string{"--disk", disk, "--memory=-5"}},
 		{"launch takes one bundle", []string{"a", "b"}},
 		{"neither the file of a manifest nor BUCKET", []string{"bucket"}},
