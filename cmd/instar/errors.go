@@ -33,6 +33,7 @@ func libraryCode(err error) int {
 		object  *upload.Error
 		objects *upload.DeleteError
 		small   *ext4.TooSmallError
+		stored  *chunked.Error // about an object in a store, not about an argument
 	)
 	switch {
 	case is(upload.ErrBucketElsewhere):
@@ -44,8 +45,11 @@ func libraryCode(err error) int {
 	case is(ec2.ErrSignature, ec2.ErrUnsigned, ec2.ErrDigest, ec2.ErrSize, ec2.ErrTruncated),
 		is(keys.ErrUntrusted, keys.ErrSignature, keys.ErrNamespace, keys.ErrExpired),
 		is(chunked.ErrRollback, chunked.ErrStale, chunked.ErrForked, chunked.ErrOther, chunked.ErrCorrupt, chunked.ErrForeign),
-		is(images.ErrNoTrust, images.ErrLabel, images.ErrDamaged):
+		is(images.ErrNoTrust, images.ErrLabel, images.ErrDamaged, keys.ErrWrapped),
+		errors.As(err, &stored) && is(chunked.ErrFormat, chunked.ErrLimit, chunked.ErrVersion):
 		return exitTrust
+	case is(chunked.ErrFormat):
+		return exitUsage
 	case is(images.ErrNoImage, chunked.ErrDeleted):
 		return exitFile
 	case is(images.ErrCollected, images.ErrBusy):

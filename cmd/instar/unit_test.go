@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/bundle/rootfs"
@@ -44,6 +45,13 @@ func TestExitCodes(t *testing.T) {
 		{&ec2.Error{Class: ec2.ErrSignature}, 4},
 		{&ec2.Error{Class: ec2.ErrUnsigned}, 4},
 		{&ec2.Error{Class: ec2.ErrDigest}, 4},
+		{&chunked.Error{Class: chunked.ErrCorrupt}, 4},
+		{&chunked.Error{Class: chunked.ErrFormat}, 4},
+		{&chunked.Error{Class: chunked.ErrVersion}, 4},
+		{chunked.CheckImageName("a b"), 1},
+		{keys.ErrUntrusted, 4},
+		{keys.ErrWrapped, 4},
+		{keys.ErrNoIdentity, 1},
 		{errSilence, 5},
 		{&upload.Error{Kind: upload.ErrBucketElsewhere}, 10},
 		{imds.ErrUnreachable, 12},

@@ -32,8 +32,8 @@ func (x *source) ReadPack(ctx context.Context, n chunked.Name, off int64, p []by
 	if err == nil {
 		_, err = io.ReadFull(r, p)
 		r.Close()
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF // the pack ends before off
+		if err == io.EOF || err == io.ErrUnexpectedEOF { // io.ReadFull's own: the object ends, not the connection
+			err = fmt.Errorf("%w: the pack ends early: %w", chunked.ErrCorrupt, io.ErrUnexpectedEOF)
 		}
 	}
 	if err != nil {
