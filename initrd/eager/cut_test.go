@@ -420,6 +420,63 @@ func TestSyncFailsOnce(t *testing.T) {
 	}
 }
 
+// careless is a source that does not look at what Store says.
+type careless struct{ *parted }
+
+func (c careless) Fill(_ context.Context, t *Target) error {
+	spool, err := NewSpool(t, len(c.parts), int64(len(c.parts)*len(c.parts[0])))
+	if err != nil {
+		return err
+	}
+	for i, part := range c.parts {
+		_ = spool.Store(i, part)
+	}
+	_, err = t.WriteAt(c.data, 0)
+	return err
+}
+
+// TestSyncErrorStays: an error that a source passed over is not forgotten.
+func TestSyncErrorStays(t *testing.T) {
+	p := newParted(t, "ext4", 10, 128<<10)
+	for fail := 3; fail < 13; fail++ {
+		d := &badSync{newCutDisk(p.image().Size*2, "z", 1), fail}
+		if err := Write(t.Context(), d, p.image(), careless{p}); err == nil || bootable(d.now) {
+			t.Errorf("sync %d failed, and all was well: %v", fail, err)
+		}
+	}
+}
+
+// TestSpoolGivesWay: where the image is written already, no part is spooled.
+func TestSpoolGivesWay(t *testing.T) {
+	const parts, part = 10, 128 << 10
+	image := Image{Size: parts * part * 2, Instance: "i-1", Secret: []byte("s")}
+	d := newCutDisk(image.Size, "z", 1) // as large as the image
+	target := &Target{m: d, image: image, head: make([]byte, HeadSize)}
+	spool, err := NewSpool(target, parts, parts*part)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, ok := spool.slot(0)
+	if !ok || first >= image.Size {
+		t.Fatalf("the first slot is at %d of %d", first, image.Size)
+	}
+	end := first + spool.stride + 1 // one byte into the second slot
+	if err := target.Zero(0, end); err != nil {
+		t.Fatal(err)
+	}
+	for i := range parts {
+		if err := spool.Store(i, bytes.Repeat([]byte{byte('a' + i)}, part)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(bytes.Trim(d.now[HeadSize:end], "\x00")) > 0 {
+		t.Error("a part was written over the image")
+	}
+	if n, err := spool.length(2); err != nil || n != part {
+		t.Errorf("a slot behind the image holds %d bytes, %v", n, err)
+	}
+}
+
 func FuzzRecord(f *testing.F) {
 	i := Image{Size: 1 << 30, Instance: "i-1", Secret: []byte("s")}
 	f.Add(i.record(Begun))
