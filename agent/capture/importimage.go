@@ -156,14 +156,18 @@ func importImage(ctx context.Context, o ImportOptions, d ImportDisk, r Reporter)
 			err = errors.Join(err, cerr)
 		}
 	}()
-	if _, err := run.Parent(ctx, ""); err != nil {
+	parent, err := openImported(ctx, run, o, r)
+	if err != nil {
 		return nil, err
 	}
 	known, err := run.Known(ctx)
 	if err != nil {
 		return nil, err
 	}
-	wo := chunked.WriterOptions{Domain: domain.Domain, Owner: o.Owner, Sink: run, Known: known, UsableIndex: run.UsableIndex, UsablePack: run.UsablePack, Level: chunked.Default}
+	sink := &countingSink{Sink: run}
+	wo := chunked.WriterOptions{
+		Domain: domain.Domain, Owner: o.Owner, Sink: sink, Known: known, Parent: parent, UsableIndex: run.UsableIndex, UsablePack: run.UsablePack, Level: chunked.Default,
+	}
 	if o.Level != nil {
 		wo.Level = *o.Level
 	}
@@ -202,7 +206,7 @@ func importImage(ctx context.Context, o ImportOptions, d ImportDisk, r Reporter)
 	m.Index = chunked.IndexRef{Root: written.Root, Segments: written.Segments}
 	m.Packs, m.Data, m.Added = written.Packs, written.Data, written.Added
 	res := &ImageResult{
-		Size: d.Size, BytesRead: out.data, BytesAdded: written.Added + written.AddedIndex, BytesReused: max(written.Data-written.Counters.NewBytes, 0),
+		Size: d.Size, BytesRead: out.data, IndexAdded: int(sink.index.Load()), BytesAdded: written.Added + written.AddedIndex, BytesReused: max(written.Data-written.Counters.NewBytes, 0),
 	}
 	for _, p := range written.Packs {
 		if p.Size != 0 { // those that were not written now have none
@@ -218,6 +222,24 @@ func importImage(ctx context.Context, o ImportOptions, d ImportDisk, r Reporter)
 	res.Manifest = res.Published.Manifest
 	res.BytesAdded += res.Published.Size + res.Published.KeysSize
 	return res, nil
+}
+
+// openImported opens the index of the version before: what did not change since
+// has its index in common with it. nil if there is none, or none to be read.
+func openImported(ctx context.Context, run *images.Run, o ImportOptions, r Reporter) (*chunked.Index, error) {
+	p, err := run.Parent(ctx, "")
+	if err != nil || p == nil || p.Manifest.Domain != o.Domain {
+		return nil, err
+	}
+	x, err := p.Open(ctx)
+	if err == nil {
+		return x, nil
+	}
+	if ctx.Err() != nil {
+		return nil, err
+	}
+	r.Note(fmt.Sprintf("the version before cannot be read: this one shares no index with it (%v)", err))
+	return nil, nil
 }
 
 // frontSize is how much of a disk's beginning tells what it is, in bytes: the
@@ -334,7 +356,27 @@ func (o *cutOutput) flush() error {
 	if rest := len(p) % blockBytes; rest > 0 && o.from+int64(len(p)) < o.size {
 		p = append(p, make([]byte, blockBytes-rest)...)
 	}
+	if len(p) == cell && hasZeros(p) {
+		// The cutter keeps the zeros in cells it is given whole. Without them a
+		// cell is the same whether the disk's map told of them or not.
+		if err := o.cut.Data(o.from, o.from, p[:cell/2], func() {}); err != nil {
+			release()
+			return err
+		}
+		return o.cut.Data(o.from+cell/2, o.from+cell/2, p[cell/2:], release)
+	}
 	return o.cut.Data(o.from, o.from, p, release)
+}
+
+// hasZeros reports whether one of the blocks is all zero.
+func hasZeros(p []byte) bool {
+	var zero [blockBytes]byte
+	for i := 0; i+blockBytes <= len(p); i += blockBytes {
+		if bytes.Equal(p[i:i+blockBytes], zero[:]) {
+			return true
+		}
+	}
+	return false
 }
 
 // tableOf tells which partition table a disk begins with.

@@ -1,8 +1,10 @@
 package restore
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 
@@ -10,6 +12,21 @@ import (
 
 	"github.com/instar-image/instar/bundle/sparse"
 )
+
+// frontBytes is how much of a device's beginning is written last, in bytes.
+const frontBytes = 1 << 20
+
+// empty fails with ErrNotEmpty if a device's first n bytes are not all zero.
+func empty(f *os.File, n int64) error {
+	p := make([]byte, n)
+	if _, err := f.ReadAt(p, 0); err != nil {
+		return fmt.Errorf("reading the beginning of %s: %w", f.Name(), err)
+	}
+	if at := bytes.IndexFunc(p, func(r rune) bool { return r != 0 }); at >= 0 {
+		return fmt.Errorf("%w: %s has data at byte %d", ErrNotEmpty, f.Name(), at)
+	}
+	return nil
+}
 
 // frontLast writes through, but for what belongs into the front, which is kept
 // until finish.

@@ -41,6 +41,9 @@ type Disk interface {
 // ErrTooSmall is wrapped by errors about a device that cannot hold the disk.
 var ErrTooSmall = errors.New("device is too small")
 
+// ErrNotEmpty is wrapped by errors about a device that holds something.
+var ErrNotEmpty = errors.New("device is not empty")
+
 // ErrInUse is wrapped by errors about a device that is mounted or otherwise taken.
 var ErrInUse = errors.New("device is in use")
 
@@ -129,8 +132,10 @@ func ToQCOW2(ctx context.Context, d Disk, path string, report func(bytes int64))
 // already, from an earlier restore of this image or one like it, is not fetched.
 //
 // The first MiB, without which nothing recognises a filesystem or a partition
-// table, is cleared before all else and written after all else.
-func ToDevice(ctx context.Context, d Disk, path string, report func(bytes int64)) error {
+// table, is cleared before all else and written after all else. If anything is
+// there at first and over is not set, nothing is written: ErrNotEmpty. What an
+// interrupted restore has left is none, so it is continued without over.
+func ToDevice(ctx context.Context, d Disk, path string, over bool, report func(bytes int64)) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%w: %s: unmount it first", ErrInUse, path)
@@ -150,7 +155,12 @@ func ToDevice(ctx context.Context, d Disk, path string, report func(bytes int64)
 	if err != nil {
 		return err
 	}
-	front := &frontLast{f: f, head: make([]byte, min(1<<20, d.Size()))}
+	front := &frontLast{f: f, head: make([]byte, min(frontBytes, d.Size()))}
+	if !over {
+		if err := empty(f, min(frontBytes, size)); err != nil {
+			return err
+		}
+	}
 	if err := zero(f, 0, int64(len(front.head))); err == nil {
 		err = f.Sync()
 	}

@@ -191,15 +191,21 @@ func TestDirtyDevice(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := ToDevice(t.Context(), d, dev, false, nothing); !errors.Is(err, ErrNotEmpty) || d.wrote != 0 {
+		t.Fatal(err)
+	}
+	if read(head, 0); !bytes.HasPrefix(head, []byte("dirty disk dirty")) {
+		t.Fatal("a device that was refused was touched")
+	}
 	d.fail = 30
-	if err := ToDevice(t.Context(), d, dev, nothing); !errors.Is(err, errFetch) {
+	if err := ToDevice(t.Context(), d, dev, true, nothing); !errors.Is(err, errFetch) {
 		t.Fatal(err)
 	}
 	if read(head, 0); !bytes.Equal(head, make([]byte, 1<<20)) {
 		t.Fatal("a half-written device has a beginning")
 	}
 	d.fail, d.wrote = 0, 0
-	if err := ToDevice(t.Context(), d, dev, nothing); err != nil {
+	if err := ToDevice(t.Context(), d, dev, false, nothing); err != nil {
 		t.Fatal(err)
 	}
 	if d.wrote >= d.m.Bytes() {
@@ -217,7 +223,7 @@ func TestDirtyDevice(t *testing.T) {
 func TestDeviceRefused(t *testing.T) {
 	d := newDisk(3)
 	dev := loop(t, 1<<20)
-	if err := ToDevice(t.Context(), d, dev, nothing); !errors.Is(err, ErrTooSmall) {
+	if err := ToDevice(t.Context(), d, dev, false, nothing); !errors.Is(err, ErrTooSmall) {
 		t.Errorf("too small: %v", err)
 	}
 	dev = loop(t, 16<<20)
@@ -233,7 +239,7 @@ func TestDeviceRefused(t *testing.T) {
 			t.Errorf("%v: %s", err, out)
 		}
 	}()
-	if err := ToDevice(t.Context(), d, dev, nothing); !errors.Is(err, ErrInUse) {
+	if err := ToDevice(t.Context(), d, dev, false, nothing); !errors.Is(err, ErrInUse) {
 		t.Errorf("mounted: %v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/ext4"
 	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/bundle/qcow2"
 	"github.com/instar-image/instar/bundle/rootfs"
 	"github.com/instar-image/instar/metadata/imds"
 	"github.com/instar-image/instar/upload"
@@ -52,12 +53,13 @@ func libraryCode(err error) int {
 		return exitUsage
 	case is(images.ErrNoImage, chunked.ErrDeleted):
 		return exitFile
-	case is(images.ErrCollected, images.ErrBusy):
+	case is(images.ErrCollected, images.ErrBusy, chunked.ErrMissing):
 		return exitS3
 	case is(imds.ErrUnreachable, imds.ErrRefused, imds.ErrNotFound):
 		return exitMetadata
 	case is(ec2.ErrFormat, ec2.ErrTooNew, ec2.ErrTooOld, ec2.ErrEncrypted, ec2.ErrKey, ec2.ErrLimit, ec2.ErrOption),
 		is(keys.ErrMode, keys.ErrAgent, keys.ErrAgentKey, keys.ErrWrong, keys.ErrPublic, keys.ErrKeyType, keys.ErrRecipient, keys.ErrIdentity, keys.ErrNoIdentity, keys.ErrAllowedSigners),
+		is(chunked.ErrFormat, chunked.ErrVersion, chunked.ErrLimit, images.ErrUnfit, qcow2.ErrFormat, qcow2.ErrUnsupported, qcow2.ErrSize),
 		is(keys.ErrNotFound, keys.ErrPassphrase, keys.ErrNotRSA, keys.ErrWeak, keys.ErrSeveral, keys.ErrMismatch, keys.ErrMalformed, keys.ErrTooLarge),
 		is(capture.ErrImageSize, capture.ErrOption, rootfs.ErrNoMatch, rootfs.ErrPattern, rootfs.ErrNoFiles, disk.ErrSize, disk.ErrKind, ext4.ErrOptions, ext4.ErrTooLarge),
 		errors.As(err, &small):

@@ -158,6 +158,15 @@ func (a *app) openingKeys(m *machine.Machine) ([]*keys.Identity, *keys.AllowedSi
 	return ids, trust, err
 }
 
+// signer is the key that --sign names, or the machine's own, which must exist.
+func (a *app) signer(ctx context.Context, o *imageStore, sign string) (keys.Signer, error) {
+	s, err := a.machineKeys(o, sign, false).Signer(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, withHint(&exitError{code: exitFile, err: err}, "--sign KEY names the SSH key to sign with.")
+	}
+	return s, err
+}
+
 // checkSigner makes sure that what this machine signs will be believed by it.
 func (a *app) checkSigner(m *machine.Machine, trust *keys.AllowedSigners, key ssh.PublicKey, names map[string]string) error {
 	for namespace, name := range names {

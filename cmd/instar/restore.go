@@ -60,11 +60,13 @@ device, whose zeros are zeros. Nothing is written that was not verified: the
 manifest's signature, by a key that --signers lists for this image, and the
 digest of every piece.
 
-A file appears under its name when it is complete. A device has no beginning,
-and so no filesystem and no partition table, until the rest of it is right. A
-restore that was interrupted goes on where it was: what is on the target is
-compared by digest, and only the rest is fetched. So is what another version of
-the image has left on a device.
+A file appears under its name when it is complete; until then it is a hidden
+file beside it that ends in .instar-part. A device has no beginning, and so no
+filesystem and no partition table, until the rest of it is right; one whose
+beginning is not empty is written over with --force only. A restore that was
+interrupted goes on where it was if the command is repeated: what is on the
+target is compared by digest, and only the rest is fetched. So is what another
+version of the image has left on a device.
 `+aboutNames, `
   instar restore web-1 --store s3://images/fleet --to root.img
   instar restore web-1@parent --store /backup/images --to /dev/vdb
@@ -74,7 +76,7 @@ the image has left on a device.
 	f.text(&o.to, "to", "", "write to `FILE`, a block device, or - for standard output", ofUs, test)
 	completeFiles(cmd, "to")
 	f.choice(cmd, &o.stream, []string{"disk", "kernel", "initrd"}, "stream", "", "write this `PART` of the image: disk (default), kernel or initrd", ofUs, test)
-	f.yes(&o.force, "force", "", "write over a file that exists", ofUs, test)
+	f.yes(&o.force, "force", "", "write over a file that exists, or a device that is not empty", ofUs, test)
 	o.imageStore.add(a, cmd, test)
 	o.fresh.add(cmd, test)
 	return cmd
@@ -101,6 +103,13 @@ euca2ools and all who read those. No scratch file is needed.
   instar export web-1 --store /backup/images --format ec2 -d /var/tmp -k key.pem -c cert.pem -u 111122223333`, 1, 1,
 		func(ctx context.Context, args []string) error { return runExport(ctx, a, &o, args[0]) })
 	f := flagsOf(cmd)
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if n := givenOf(cmd, bundleFlags); n != "" && o.format != "ec2" {
+			return usagef("--%s goes with --format ec2", n)
+		}
+		return run(cmd, args)
+	}
 	f.choice(cmd, &o.format, []string{"raw", "qcow2", "ec2"}, "format", "", "`FORMAT` to write: qcow2 (default), raw or ec2", ofUs, test)
 	f.text(&o.to, "to", "", "write the raw or qcow2 disk to `FILE`", ofUs, test)
 	completeFiles(cmd, "to")
@@ -112,6 +121,22 @@ euca2ools and all who read those. No scratch file is needed.
 	o.identity.add(cmd, ofUs, test)
 	o.imageOptions.add(a, cmd, test)
 	return cmd
+}
+
+// bundleFlags are the options that say something about an EC2 bundle.
+var bundleFlags = []string{
+	"privatekey", "cert", "user", "ec2cert", "destination", "prefix", "arch", "kernel", "ramdisk",
+	"block-device-mapping", "block-device-mappings", "productcodes", "part-size", "enc-key", "enc-iv",
+}
+
+// givenOf is the first of some options that is on the command line, "" if none is.
+func givenOf(cmd *cobra.Command, names []string) string {
+	for _, n := range names {
+		if cmd.Flags().Changed(n) {
+			return n
+		}
+	}
+	return ""
 }
 
 type importOptions struct {

@@ -48,6 +48,9 @@ func runGC(ctx context.Context, a *app, o *gcOptions) error {
 // collectImages opens the store; keys are needed only to repack.
 func (a *app) collectImages(ctx context.Context, o *gcOptions, g *images.GCOptions) (*openedStore, error) {
 	if o.repack == 0 {
+		if len(o.identities) > 0 || o.signers != "" {
+			return nil, usagef("--identity and --signers go with --repack: nothing else needs a key")
+		}
 		objects, err := a.openImages(ctx, &o.imageStore, false)
 		if err != nil {
 			return nil, err

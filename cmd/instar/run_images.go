@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,10 +39,17 @@ func runImagesList(ctx context.Context, a *app, o *listOptions, args []string) e
 		return err
 	}
 	doubtful := 0
+	width := 0
+	for _, l := range list {
+		width = max(width, len(l.Image))
+		if o.versions && len(l.Versions) > 1 {
+			width = max(width, len(l.Image)+1+digits)
+		}
+	}
 	for _, l := range list {
 		if l.Err != nil {
 			doubtful++
-			if err := a.showListed(l, nil); err != nil {
+			if err := a.showListed(l, nil, width); err != nil {
 				return err
 			}
 			if !o.versions {
@@ -52,7 +60,7 @@ func runImagesList(ctx context.Context, a *app, o *listOptions, args []string) e
 			continue
 		}
 		if l.Deleted {
-			if err := a.showListed(l, nil); err != nil {
+			if err := a.showListed(l, nil, width); err != nil {
 				return err
 			}
 		}
@@ -63,7 +71,7 @@ func runImagesList(ctx context.Context, a *app, o *listOptions, args []string) e
 			if v.Err != nil {
 				doubtful++
 			}
-			if err := a.showListed(l, &v); err != nil {
+			if err := a.showListed(l, &v, width); err != nil {
 				return err
 			}
 		}
@@ -75,13 +83,13 @@ func runImagesList(ctx context.Context, a *app, o *listOptions, args []string) e
 }
 
 // showListed prints a line of the list: a version, or what is to be said of the
-// image as a whole.
-func (a *app) showListed(l images.Listed, v *images.Version) error {
+// image as a whole. width is that of the longest name.
+func (a *app) showListed(l images.Listed, v *images.Version, width int) error {
 	f := ui.Fields{"image": l.Image, "sequence": l.Sequence, "deleted": l.Deleted}
 	if v == nil {
-		text := fmt.Sprintf("%-24s deleted %s", l.Image, stamp(l.Changed))
+		text := fmt.Sprintf("%-*s  deleted %s", width, l.Image, stamp(l.Changed))
 		if l.Err != nil {
-			text = fmt.Sprintf("%-24s NOT VERIFIED: %v", l.Image, l.Err)
+			text = fmt.Sprintf("%-*s  NOT VERIFIED: %v", width, l.Image, l.Err)
 			f["error"] = l.Err.Error()
 		}
 		return a.ui.Result("image", text, f)
@@ -93,11 +101,11 @@ func (a *app) showListed(l images.Listed, v *images.Version) error {
 	f["manifest"], f["newest"], f["unpublished"], f["verified"] = v.Name.String(), v.Newest, v.Unpublished, v.Err == nil
 	if v.Err != nil {
 		f["error"] = v.Err.Error()
-		return a.ui.Result("image", fmt.Sprintf("%-24s NOT VERIFIED: %v", name, v.Err), f)
+		return a.ui.Result("image", fmt.Sprintf("%-*s  NOT VERIFIED: %v", width, name, v.Err), f)
 	}
 	m := v.Manifest
 	f["created"], f["architecture"], f["data"], f["added"], f["stored"], f["signer"], f["description"] = m.Created, m.Architecture, m.Data, m.Added, v.Stored(), v.Signer, m.Description
-	text := fmt.Sprintf("%-24s %s  %s  %9s data  %9s stored  %9s added", name, stamp(m.Created), m.Architecture, ui.Size(m.Data), ui.Size(v.Stored()), ui.Size(m.Added))
+	text := fmt.Sprintf("%-*s  %s  %-6s  %9s data  %9s stored  %9s added", width, name, stamp(m.Created), m.Architecture, ui.Size(m.Data), ui.Size(v.Stored()), ui.Size(m.Added))
 	if v.Unpublished {
 		text += "  (not published)"
 	}
@@ -207,7 +215,10 @@ func (a *app) side(ctx context.Context, img *images.Image) (diff.Side, error) {
 	}
 	layout, err := index.Stream(chunked.StreamLayout)
 	if err != nil {
-		return diff.Side{}, withHint(fmt.Errorf("%s: %w", img.Manifest.Name, err), "Images that were imported have no list of their files.")
+		if errors.Is(err, chunked.ErrMissing) {
+			err = withHint(failf(exitFile, "image %s@%s has no list of its files", img.Manifest.Name, img.Name.String()[:digits]), "Only images made by create-image have; this one was imported.")
+		}
+		return diff.Side{}, err
 	}
 	s := diff.Side{Offset: disk.Kind(img.Manifest.Partition).Start()}
 	if s.Layout, err = ext4.ReadLayout(io.NewSectionReader(layout.ReaderAt(ctx, layoutCache), 0, layout.Size())); err != nil {
@@ -258,24 +269,29 @@ func runImagesDiff(ctx context.Context, a *app, o *diffOptions, refA, refB strin
 }
 
 func runImagesDelete(ctx context.Context, a *app, o *deleteImageOptions, ref string) error {
-	m := a.machineKeys(&o.imageStore, o.sign, false)
-	signer, err := m.Signer(ctx)
+	r, err := images.ParseRef(ref)
 	if err != nil {
-		return err
+		return usagef("%w", err)
 	}
 	s, err := a.readImages(ctx, &o.imageStore)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
+	signer, err := a.signer(ctx, &o.imageStore, o.sign)
+	if err != nil {
+		return err
+	}
 	question := fmt.Sprintf("Delete image %s with all its versions from %s?", ref, s)
-	if r, err := images.ParseRef(ref); err != nil {
-		return usagef("%w", err)
-	} else if r.Version != "" || r.Parents > 0 {
+	if r.Version != "" || r.Parents > 0 {
 		question = fmt.Sprintf("Delete the version %s from %s?", ref, s)
 	}
-	if ok, err := a.confirm(ctx, question); err != nil || !ok {
+	ok, err := a.confirm(ctx, question)
+	if err != nil {
 		return err
+	}
+	if !ok {
+		return failf(exitPrompt, "nothing was deleted")
 	}
 	d, err := s.Delete(ctx, ref, signer)
 	if err != nil {
@@ -286,12 +302,19 @@ func runImagesDelete(ctx context.Context, a *app, o *deleteImageOptions, ref str
 		names[i] = n.String()
 	}
 	f := ui.Fields{"image": d.Image, "versions": names, "sequence": d.Sequence}
-	text := fmt.Sprintf("Deleted %d versions of %s; the image is no more", len(names), d.Image)
+	text := fmt.Sprintf("Deleted %s of %s; the image is no more", plural(len(names), "version"), d.Image)
 	if d.Newest != (chunked.Name{}) {
 		f["newest"] = d.Newest.String()
-		text = fmt.Sprintf("Deleted %d versions of %s; the newest is %s@%s", len(names), d.Image, d.Image, d.Newest.String()[:digits])
+		text = fmt.Sprintf("Deleted %s of %s; the newest is %s@%s", plural(len(names), "version"), d.Image, d.Image, d.Newest.String()[:digits])
 	}
 	return a.ui.Result("deleted", text+"\n\"instar gc\" gives back the room", f)
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // recipientsOf reads what KEY arguments name.
@@ -329,6 +352,8 @@ func (a *app) recipientsTarget(ctx context.Context, o *recipientsOptions, args [
 			return nil, usagef("--domain and --sign go with --creators")
 		}
 		t.rest = args[1:]
+	} else if o.maxAge != "" || o.atLeast != 0 {
+		return nil, usagef("--max-age and --at-least are about images: they do not go with --creators")
 	} else if t.domain = a.setting("domain", "--domain", o.domain); t.domain == "" {
 		t.domain = defaultDomain
 	}
@@ -345,6 +370,18 @@ func (a *app) recipientsTarget(ctx context.Context, o *recipientsOptions, args [
 	return t, nil
 }
 
+// list is who the store says can open it.
+func (t *recipientsTarget) list(ctx context.Context) ([]images.Recipient, error) {
+	if t.image != nil {
+		return t.image.Recipients(ctx)
+	}
+	d, err := t.Domain(ctx, t.domain, images.DomainOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return d.Creators, nil
+}
+
 func runRecipientsList(ctx context.Context, a *app, o *recipientsOptions, args []string) error {
 	t, err := a.recipientsTarget(ctx, o, args)
 	if err != nil {
@@ -354,14 +391,8 @@ func runRecipientsList(ctx context.Context, a *app, o *recipientsOptions, args [
 	if len(t.rest) > 0 {
 		return usagef("unexpected argument %q", t.rest[0])
 	}
-	var list []images.Recipient
-	if o.creators {
-		d, err := t.Domain(ctx, t.domain, images.DomainOptions{})
-		if err != nil {
-			return err
-		}
-		list = d.Creators
-	} else if list, err = t.image.Recipients(ctx); err != nil {
+	list, err := t.list(ctx)
+	if err != nil {
 		return err
 	}
 	for _, r := range list {
@@ -400,13 +431,28 @@ func changeRecipients(ctx context.Context, a *app, o *recipientsOptions, args []
 	if err != nil {
 		return err
 	}
+	before, err := t.list(ctx)
+	if err != nil {
+		return err
+	}
 	var signer keys.Signer
 	if o.creators {
-		if signer, err = a.machineKeys(&o.imageStore, o.sign, false).Signer(ctx); err != nil {
+		if signer, err = a.signer(ctx, &o.imageStore, o.sign); err != nil {
 			return err
 		}
 	}
 	for _, r := range list {
+		is := slices.ContainsFunc(before, func(b images.Recipient) bool { return b.Key == r.String() })
+		if is == (done == "added") {
+			say := " is one already"
+			if !is {
+				say = " is none"
+			}
+			if err := a.ui.Result("recipient", recipientText(images.Recipient{Key: r.String()})+say, ui.Fields{"recipient": r.String(), "change": ""}); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := change(t, signer, r); err != nil {
 			return err
 		}

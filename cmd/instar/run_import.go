@@ -14,6 +14,7 @@ import (
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/qcow2"
+	"github.com/instar-image/instar/cmd/instar/internal/ui"
 	"github.com/instar-image/instar/upload/images"
 )
 
@@ -71,7 +72,19 @@ func runImport(ctx context.Context, a *app, o *importOptions, source string) err
 	if err != nil {
 		return explain(err)
 	}
-	return a.showImage(res, store.String(), time.Since(begun))
+	return a.showImported(res, store.String(), time.Since(begun))
+}
+
+// showImported tells what was published.
+func (a *app) showImported(r *capture.ImageResult, store string, took time.Duration) error {
+	text := fmt.Sprintf("Image %s@%s is in %s\na disk of %s, %s of it data; %s added in %d packs and %d index objects, %s of data taken from what was stored; %.1f s",
+		r.Manifest.Name, r.Published.Name.String()[:digits], store, ui.Size(r.Size), ui.Size(r.Manifest.Data), ui.Size(r.BytesAdded), r.PacksAdded, r.IndexAdded, ui.Size(r.BytesReused), took.Seconds())
+	return a.ui.Result("image", text, ui.Fields{
+		"store": store, "name": r.Manifest.Name, "manifest": r.Published.Name.String(), "sequence": r.Published.Sequence, "domain": r.Manifest.Domain,
+		"architecture": r.Manifest.Architecture, "partition": r.Manifest.Partition, "filesystem": r.Manifest.Filesystem,
+		"size": r.Size, "data": r.Manifest.Data, "bytes_read": r.BytesRead, "bytes_added": r.BytesAdded, "bytes_reused": r.BytesReused,
+		"packs_added": r.PacksAdded, "index_added": r.IndexAdded, "seconds": took.Seconds(),
+	})
 }
 
 // openImport finds out what SOURCE is.

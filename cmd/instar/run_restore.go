@@ -45,6 +45,9 @@ func (a *app) resolve(ctx context.Context, s *openedStore, ref string, o *fresh)
 	if err != nil {
 		return nil, usagef("--max-age: %w", err)
 	}
+	if _, err := images.ParseRef(ref); err != nil {
+		return nil, usagef("%w", err)
+	}
 	img, err := s.Resolve(ctx, ref, images.ResolveOptions{MaxAge: age, AtLeast: o.atLeast})
 	if err != nil {
 		return nil, explainImage(err)
@@ -75,6 +78,9 @@ func imageDisk(ctx context.Context, img *images.Image, stream string) (*restore.
 		return nil, err
 	}
 	s, err := index.Stream(stream)
+	if errors.Is(err, chunked.ErrMissing) {
+		return nil, withHint(failf(exitFile, "image %s@%s has no %s", img.Manifest.Name, img.Name.String()[:digits], stream), "It was captured with --no-kernel, or from a root without a kernel, or imported.")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +110,9 @@ func runRestore(ctx context.Context, a *app, o *restoreOptions, ref string) erro
 		return err
 	}
 	device := false
+	if o.to == "-" && o.force {
+		return usagef("--force goes with a file or a device")
+	}
 	if o.to != "-" {
 		var err error
 		if device, err = target(o.to, o.force); err != nil {
@@ -136,15 +145,34 @@ func runRestore(ctx context.Context, a *app, o *restoreOptions, ref string) erro
 	case o.to == "-":
 		err = restore.ToStream(ctx, d.Stream.ReaderAt(ctx, streamCache), d.Size(), m, a.stdout, bar.Add)
 	case device:
-		err = restore.ToDevice(ctx, d, o.to, bar.Add)
+		err = restore.ToDevice(ctx, d, o.to, o.force, bar.Add)
 	default:
 		err = restore.ToFile(ctx, d, o.to, bar.Add)
 	}
 	bar.End()
 	if err != nil || o.to == "-" {
-		return err
+		return explainRestore(err)
 	}
 	return a.showRestored(img, stream, o.to, d.Size(), m.Bytes())
+}
+
+// explainRestore adds what to do about a restore that failed.
+func explainRestore(err error) error {
+	switch {
+	case errors.Is(err, restore.ErrNotEmpty):
+		return withHint(failf(exitFile, "%w", err), "--force writes over it. What is on it then is lost.")
+	case errors.Is(err, restore.ErrInUse), errors.Is(err, restore.ErrTooSmall):
+		return failf(exitFile, "%w", err)
+	}
+	return explainDamage(err)
+}
+
+// explainDamage adds what to do about an image that is not whole in the store.
+func explainDamage(err error) error {
+	if errors.Is(err, chunked.ErrCorrupt) || errors.Is(err, chunked.ErrMissing) {
+		return withHint(err, "\"instar verify IMAGE --read-data\" tells which files are hurt; \"instar repair\" may bring back what another place still has.")
+	}
+	return err
 }
 
 // streamCache is how many bytes of an image are kept while it is read in order.
@@ -198,7 +226,7 @@ func runExport(ctx context.Context, a *app, o *exportOptions, ref string) error 
 		return failf(exitUsage, "%w", err)
 	}
 	if err != nil {
-		return err
+		return explainDamage(err)
 	}
 	return a.showRestored(img, chunked.StreamDisk, o.to, d.Size(), m.Bytes())
 }
@@ -207,6 +235,9 @@ func runExport(ctx context.Context, a *app, o *exportOptions, ref string) error 
 func exportBundle(ctx context.Context, a *app, o *exportOptions, ref string) error {
 	if o.to != "" {
 		return usagef("--to and --format ec2 exclude each other: --destination names the bundle's directory")
+	}
+	if o.force {
+		return usagef("--force and --format ec2 exclude each other")
 	}
 	p, err := a.party(&o.identity)
 	if err != nil {
@@ -252,5 +283,5 @@ func exportBundle(ctx context.Context, a *app, o *exportOptions, ref string) err
 	if err != nil {
 		return err
 	}
-	return a.bundle(ctx, b, disk, &capture.Dir{Path: dir}, dir)
+	return explainDamage(a.bundle(ctx, b, disk, &capture.Dir{Path: dir}, dir))
 }
