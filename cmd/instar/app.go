@@ -109,7 +109,7 @@ func (a *app) report(cmd *cobra.Command, err error, code int) {
 		err = errors.New(strings.TrimPrefix(err.Error(), errUsage.Error()+": "))
 		try := a.tool
 		if a.family == familyInstar && cmd != nil && cmd.HasParent() {
-			try += " " + cmd.Name()
+			try += strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name())
 		}
 		if hint == "" {
 			hint = fmt.Sprintf("Try '%s --help'.", try)

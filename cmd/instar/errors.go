@@ -59,7 +59,7 @@ func libraryCode(err error) int {
 		return exitMetadata
 	case is(ec2.ErrFormat, ec2.ErrTooNew, ec2.ErrTooOld, ec2.ErrEncrypted, ec2.ErrKey, ec2.ErrLimit, ec2.ErrOption),
 		is(keys.ErrMode, keys.ErrAgent, keys.ErrAgentKey, keys.ErrWrong, keys.ErrPublic, keys.ErrKeyType, keys.ErrRecipient, keys.ErrIdentity, keys.ErrNoIdentity, keys.ErrAllowedSigners),
-		is(chunked.ErrFormat, chunked.ErrVersion, chunked.ErrLimit, images.ErrUnfit, qcow2.ErrFormat, qcow2.ErrUnsupported, qcow2.ErrSize),
+		is(chunked.ErrFormat, chunked.ErrVersion, chunked.ErrLimit, images.ErrUnfit, images.ErrLast, qcow2.ErrFormat, qcow2.ErrUnsupported, qcow2.ErrSize),
 		is(keys.ErrNotFound, keys.ErrPassphrase, keys.ErrNotRSA, keys.ErrWeak, keys.ErrSeveral, keys.ErrMismatch, keys.ErrMalformed, keys.ErrTooLarge),
 		is(capture.ErrImageSize, capture.ErrOption, rootfs.ErrNoMatch, rootfs.ErrPattern, rootfs.ErrNoFiles, disk.ErrSize, disk.ErrKind, ext4.ErrOptions, ext4.ErrTooLarge),
 		errors.As(err, &small):

@@ -157,7 +157,7 @@ func (s *Store) RemoveCreator(ctx context.Context, domain, recipient string, sig
 		before := len(doc.Creators)
 		doc.Creators = slices.DeleteFunc(doc.Creators, func(w chunked.Wrapped) bool { return w.Recipient == recipient })
 		if len(doc.Creators) == 0 {
-			return false, errors.New("the last creator stays: nobody could open the domain any more")
+			return false, fmt.Errorf("the last creator stays: %w", ErrLast)
 		}
 		return len(doc.Creators) != before, nil
 	})

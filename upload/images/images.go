@@ -39,6 +39,7 @@ var (
 	ErrLabel     = errors.New("the domain has another secret than before")    // SPEC.md §8
 	ErrCollected = errors.New("garbage collection came between")              // run the capture again: what is stored is found
 	ErrDamaged   = errors.New("damaged")                                      // not the bytes its name says
+	ErrLast      = errors.New("nobody could open it any more")                // the last recipient or creator was to be removed
 	ErrBusy      = errors.New("others keep changing it")                      // a conditional put lost too often
 	ErrBlocked   = errors.New("nothing is deleted while this cannot be read") // garbage collection met a broken object
 )

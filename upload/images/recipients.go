@@ -127,7 +127,7 @@ func (i *Image) RemoveRecipient(ctx context.Context, recipient string) error {
 		before := len(doc.Recipients)
 		doc.Recipients = slices.DeleteFunc(doc.Recipients, func(w chunked.Wrapped) bool { return w.Recipient == recipient })
 		if len(doc.Recipients) == 0 {
-			return false, errors.New("the last recipient stays: nobody could read the image any more; delete the version instead")
+			return false, fmt.Errorf("the last recipient stays: %w; delete the version instead", ErrLast)
 		}
 		return len(doc.Recipients) != before, nil
 	})
