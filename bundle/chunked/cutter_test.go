@@ -341,7 +341,7 @@ func TestCopySparse(t *testing.T) {
 	img := make([]byte, size)
 	r := rand.New(rand.NewPCG(4, 4))
 	var sm sparse.Map
-	for pos := int64(0); pos < size; pos += int64(1+r.IntN(200)) * 101 * 1024 {
+	for pos := int64(0); pos < size; pos += int64(1+r.IntN(400)) * 101 * 1024 {
 		n := min(size-pos, int64(1+r.IntN(2_000_000)))
 		if last := len(sm) - 1; last >= 0 && sm[last].End() >= pos {
 			continue

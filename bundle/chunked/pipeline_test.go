@@ -131,6 +131,7 @@ func (f *failing) PutIndex(ctx context.Context, n Name, data []byte) error {
 func TestStoreFails(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	operations := 0
+	random := noise(1, BufferSize)
 	for at := int64(1); ; at++ {
 		f := &failing{memoryStore: newMemoryStore()}
 		f.left.Store(at)
@@ -138,13 +139,11 @@ func TestStoreFails(t *testing.T) {
 		check(t, err)
 		s, err := w.Stream("disk", 2*segmentRange)
 		check(t, err)
-		r := rand.New(rand.NewPCG(1, 1))
 		err = func() error {
 			for i := range 20 {
 				p, release := w.Buffer()
-				for j := range p {
-					p[j] = byte(r.Uint32())
-				}
+				copy(p, random)
+				copy(p, fmt.Sprint(i))
 				if err := s.Map(int64(i)*20<<20, int64(len(p)), w.Add(p, release), 0); err != nil {
 					return err
 				}
@@ -185,12 +184,11 @@ func TestWriterCancelled(t *testing.T) {
 		<-m.entered // a pack is being stored, which never ends
 		cancel(why)
 	}()
-	r := rand.New(rand.NewPCG(1, 1))
+	random := noise(1, BufferSize)
 	for i := int64(0); ; i++ {
 		p, release := w.Buffer() // blocks in the end, until it is cancelled
-		for j := range p {
-			p[j] = byte(r.Uint32())
-		}
+		copy(p, random)
+		copy(p, fmt.Sprint(i))
 		if err = s.Map(i*BufferSize, BufferSize, w.Add(p, release), 0); err != nil {
 			break
 		}
@@ -436,11 +434,7 @@ func TestMemory(t *testing.T) {
 	const size = 1 << 40 // sparse, and dense here and there
 	s, err := w.Stream("disk", size)
 	check(t, err)
-	random := make([]byte, BufferSize)
-	r := rand.New(rand.NewPCG(1, 1))
-	for i := range random {
-		random[i] = byte(r.Uint32())
-	}
+	random := noise(1, BufferSize)
 	var before, now runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
