@@ -45,6 +45,9 @@ func (c *creation) write(ctx context.Context, started filetree.Time) (*chunked.R
 		Domain: c.domain.Domain, Owner: o.Owner, Sink: &c.sink, Known: known, Level: c.compression(toRead),
 		UsableIndex: c.run.UsableIndex, UsablePack: c.run.UsablePack,
 	}
+	if o.Level == nil {
+		wo.Small = chunked.Default
+	}
 	if c.parent != nil {
 		wo.Parent = c.parent.index
 	}

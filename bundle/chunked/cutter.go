@@ -88,7 +88,7 @@ func (c *Cutter) flush(g *gather) error {
 	if g.release == nil {
 		return nil
 	}
-	ref := c.w.Add(g.b, g.release)
+	ref := c.w.add(g.b, g.release, g != &c.part)
 	err := c.mapRuns(ref, g.runs)
 	*g = gather{runs: g.runs[:0]}
 	return err

@@ -33,7 +33,10 @@ type WriterOptions struct {
 	Sink   Sink
 	Known  Known // nil: nothing is known
 
-	Level    Level
+	Level Level
+	// Small is the level of chunks that small files share, and of metadata, if it
+	// is above Level: there is little of them, and they gain most.
+	Small    Level
 	PackSize int // bytes, 4.5 MiB to 256 MiB; 0: 16 MiB
 	Workers  int // goroutines that compress; 0: one a core
 
@@ -115,6 +118,7 @@ type job struct {
 	ref     Ref
 	p       []byte
 	release func()
+	small   bool // compressed at WriterOptions.Small
 }
 
 // NewWriter starts a writer. Close ends it, also after Finish.
@@ -149,10 +153,14 @@ func NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
 	// packs are larger than half of it.
 	w.fill.limit = max(2, min(8, 64<<20/o.PackSize))
 	w.fill.room = make(chan []byte, w.fill.limit)
-	packers := make([]*packer, o.Workers)
+	o.Small = max(o.Small, o.Level)
+	packers := make([]packers, o.Workers)
 	for i := range packers {
 		var err error
-		if packers[i], err = newPacker(o.Level); err != nil {
+		if packers[i].level, err = newPacker(o.Level); err == nil {
+			packers[i].small, err = newPacker(o.Small)
+		}
+		if err != nil {
 			stop(err)
 			return nil, err
 		}
@@ -162,6 +170,9 @@ func NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
 	}
 	return w, nil
 }
+
+// packers are those of one worker.
+type packers struct{ level, small *packer }
 
 // errClosed is why a writer that was closed early does nothing any more.
 var errClosed = errors.New("the writer was closed")
@@ -197,7 +208,9 @@ func (w *Writer) Buffer() (p []byte, release func()) {
 // Add makes a chunk of p: 1 to MaxChunk bytes, which belong to the writer
 // until it calls release (if that is not nil), once, from another goroutine.
 // It blocks while the workers are behind. Errors show in Finish.
-func (w *Writer) Add(p []byte, release func()) Ref {
+func (w *Writer) Add(p []byte, release func()) Ref { return w.add(p, release, false) }
+
+func (w *Writer) add(p []byte, release func(), small bool) Ref {
 	if release == nil {
 		release = func() {}
 	}
@@ -209,7 +222,7 @@ func (w *Writer) Add(p []byte, release func()) Ref {
 	ref := w.slots.add(int32(len(p)))
 	w.busy.add()
 	select {
-	case w.jobs <- job{ref, p, release}:
+	case w.jobs <- job{ref, p, release, small}:
 	case <-w.done:
 		w.busy.done()
 		release()
@@ -231,7 +244,7 @@ func (w *Writer) knows(p []byte) bool {
 }
 
 // worker does jobs until there is nothing to do any more.
-func (w *Writer) worker(ctx context.Context, z *packer) {
+func (w *Writer) worker(ctx context.Context, z packers) {
 	for {
 		select {
 		case j := <-w.jobs:
@@ -247,7 +260,7 @@ func (w *Writer) worker(ctx context.Context, z *packer) {
 }
 
 // chunk finds out whether the store has a chunk, and stores it otherwise.
-func (w *Writer) chunk(ctx context.Context, z *packer, j job) error {
+func (w *Writer) chunk(ctx context.Context, z packers, j job) error {
 	size := int64(len(j.p))
 	w.count.chunks.Add(1)
 	w.count.bytes.Add(size)
@@ -270,7 +283,11 @@ func (w *Writer) chunk(ctx context.Context, z *packer, j job) error {
 			return nil
 		}
 	}
-	codec, b := z.pack(j.p)
+	c := z.level
+	if j.small {
+		c = z.small
+	}
+	codec, b := c.pack(j.p)
 	sealed := len(b) + SealOverhead
 	p, off, err := w.reserve(ctx, PackEntry{ID: id, Plain: len(j.p), Sealed: sealed})
 	if err != nil {

@@ -60,7 +60,7 @@ the exit status is 24. Arguments that are no options are further excludes.`, `
 	f.text(&o.expires, "expires", "", "readers shall take this version for the newest no longer than `TIME`: 12h, 7d, 8w; default for ever", ofUs, test)
 	f.text(&o.domain, "domain", "", "share stored pieces with the images of `DOMAIN`; default default", ofUs, test)
 	f.choice(cmd, &o.dedup, []string{"own", "domain"}, "dedup", "", "whose stored pieces are used again, `WHOSE`: own (default: what this machine stored), domain (all of the domain's creators, who are trusted then)", ofUs, test)
-	f.choice(cmd, &o.compression, []string{"auto", "fastest", "default", "better"}, "compression", "", "`LEVEL` of compression: auto (default: fastest, but default where at most 128 MiB are read), fastest, default, better", ofUs, test)
+	f.choice(cmd, &o.compression, []string{"auto", "fastest", "default", "better"}, "compression", "", "`LEVEL` of compression: auto (default: fastest for large files, default for small ones and where at most 128 MiB are read), fastest, default, better", ofUs, test)
 	f.yes(&o.verifyContent, "verify-content", "", "read every file and compare it with the parent by content, whatever its size and times say", ofUs, test)
 	f.yes(&o.full, "full", "", "take no parent: lay the image out afresh, as small and in order as a first one", ofUs, test)
 	f.text(&o.arch, "arch", "r", "`ARCH`itecture: x86_64, arm64 or i386; default that of the captured root's programs", ofUs, test)
