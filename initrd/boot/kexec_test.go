@@ -13,6 +13,7 @@ import (
 
 // TestBootKexec goes on with the kernel in the image.
 func TestBootKexec(t *testing.T) {
+	t.Parallel()
 	kernel, file := buildInitrd(t, boot.Config{Fail: boot.PowerOff, Patience: 5, User: "alice"})
 	release := strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-")
 	_, unpacked := qemutest.Kernel(t)

@@ -277,6 +277,7 @@ func guestLines(out, name string) string {
 // TestBootLocalRoot boots a root that is on the disk: its instance's, its
 // second time, and as another instance.
 func TestBootLocalRoot(t *testing.T) {
+	t.Parallel()
 	kernel, file := buildInitrd(t, boot.Config{Fail: boot.PowerOff, Patience: 5, User: "alice", Root: "LABEL=none"})
 	disk := smallRoot(t)
 	key := sshKey(t)

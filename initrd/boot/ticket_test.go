@@ -316,6 +316,7 @@ func inOrder(t testing.TB, out string, want ...string) {
 // TestBootTicket writes a bundle over a dirty disk while the store misbehaves,
 // has its power cut in the middle, and goes on.
 func TestBootTicket(t *testing.T) {
+	t.Parallel()
 	kernel, file := buildInitrd(t, boot.Config{Fail: boot.PowerOff, Patience: 5})
 	image := smallRoot(t)
 	l := &launcher{stored: bundleOf(t, image)}
@@ -494,6 +495,7 @@ func TestBootTicketRefused(t *testing.T) {
 // TestBootSlowStore boots from a store that gives one part by and by, and once
 // stops in the middle of another.
 func TestBootSlowStore(t *testing.T) {
+	t.Parallel()
 	kernel, file := buildInitrd(t, boot.Config{Fail: boot.PowerOff})
 	stop := make(chan struct{})
 	l := &launcher{stored: bundleOf(t, smallRoot(t))}
