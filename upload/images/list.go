@@ -16,7 +16,7 @@ import (
 // Listed is an image as a list shows it.
 type Listed struct {
 	Image    string
-	Sequence int64     // of the head; 0 if there is none that can be read
+	Sequence int64     // of the head; 0 if there is none (nothing was published yet) or it is not to be believed
 	Changed  time.Time // when the head was made, as it says
 	Expires  time.Time // zero: never
 	Deleted  bool
@@ -102,9 +102,7 @@ func (s *Store) listImage(ctx context.Context, image string, stored []chunked.Na
 	switch {
 	case err != nil:
 		l.Err = err
-	case h == nil:
-		l.Err = fmt.Errorf("%w: it has no head", ErrNoImage)
-	default:
+	case h != nil:
 		doc = h.doc
 		l.Sequence, l.Changed, l.Expires, l.Deleted = doc.Sequence, doc.Created, doc.Expires, doc.Deleted()
 	}
@@ -115,7 +113,7 @@ func (s *Store) listImage(ctx context.Context, image string, stored []chunked.Na
 		at[n] = i
 	}
 	err = each(ctx, 4, order, func(ctx context.Context, n chunked.Name) error {
-		v := Version{Name: n, Newest: doc != nil && doc.Manifest == n, Unpublished: doc != nil && !lists(doc, n)}
+		v := Version{Name: n, Newest: doc != nil && doc.Manifest == n, Unpublished: l.Err == nil && !lists(doc, n)}
 		img := &Image{}
 		if v.Err = s.readManifest(ctx, image, n, img); v.Err == nil {
 			v.Manifest, v.Size, v.Signer = img.Manifest, img.Size, keys.Fingerprint(img.Signer)

@@ -283,11 +283,15 @@ func (c *scrub) references() {
 	}
 }
 
-// saved tells whether a pack that is gone was moved to packs that are whole, for
-// this manifest or one it descends from.
+// saved tells whether a pack that is gone was moved, for this manifest, to packs
+// that are whole. One that was put after the moved object was made by a creator
+// who saw it, and took from the pack only what moved (SPEC.md §11).
 func (c *scrub) saved(pack chunked.Name, d *marked, hops int) bool {
 	m := c.moved[pack]
-	if m == nil || hops > maxHops || !c.serves(m, d) {
+	if m == nil || hops > maxHops {
+		return false
+	}
+	if !m.Serves(d.name) && c.there[chunked.ManifestKey(d.image, d.name)].Modified.Before(c.there[chunked.MovedKey(pack)].Modified) {
 		return false
 	}
 	for _, t := range m.Packs {
@@ -300,22 +304,4 @@ func (c *scrub) saved(pack chunked.Name, d *marked, hops int) bool {
 		}
 	}
 	return true
-}
-
-func (c *scrub) serves(m *chunked.Moved, d *marked) bool {
-	for name, hops := d.name, 0; hops < len(c.manifests)+2; hops++ {
-		if m.Serves(name) {
-			return true
-		}
-		if hops == 0 {
-			name = d.doc.Parent
-			continue
-		}
-		i := slices.IndexFunc(c.manifests, func(x *marked) bool { return x.image == d.image && x.name == name })
-		if i < 0 {
-			return false
-		}
-		name = c.manifests[i].doc.Parent
-	}
-	return false
 }

@@ -138,6 +138,20 @@ func (p *people) captureInto(ctx context.Context, s *images.Store, run *images.R
 	return run.Publish(ctx, images.PublishOptions{Manifest: *m, IndexKey: key, Recipients: []*keys.Recipient{p.id.Recipient()}, Signer: p.signer})
 }
 
+// captureExpiring publishes an image without parent whose head expires.
+func (p *people) captureExpiring(ctx context.Context, run *images.Run, d *images.Domain, blocks []string, expires time.Duration) (*images.Published, error) {
+	known, err := run.Known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{ctx: ctx, run: run, d: d, owner: p.owner, known: known, packs: map[chunked.Name]int64{}, segments: map[chunked.Name]int64{}, at: map[chunked.Digest]chunked.Chunk{}}
+	m, key, err := b.build(blocks)
+	if err != nil {
+		return nil, err
+	}
+	return run.Publish(ctx, images.PublishOptions{Manifest: *m, IndexKey: key, Recipients: []*keys.Recipient{p.id.Recipient()}, Signer: p.signer, Expires: expires})
+}
+
 // builder is a writer of tiny images: the format's one needs megabytes.
 type builder struct {
 	ctx      context.Context
