@@ -67,11 +67,16 @@ func (r *repairer) mend(ctx context.Context) error {
 	return nil
 }
 
-// damagedPacks are the packs in use that are damaged or gone, in order.
+// damagedPacks are the packs in use that are damaged, or gone and not known to
+// have been moved for all who use them, in order.
 func (r *repairer) damagedPacks(m *marks) []chunked.Name {
 	var l []chunked.Name
-	for key := range r.found.bad {
-		if n, err := chunked.ParseFanned(chunked.PacksFolder, key); err == nil && len(m.uses[n]) > 0 {
+	for n, users := range m.uses {
+		key := chunked.PackKey(n)
+		_, there := r.found.there[key]
+		moved := m.moved[n]
+		unserved := moved == nil || slices.ContainsFunc(users, func(d *marked) bool { return !moved.Serves(d.name) })
+		if r.found.bad[key] != nil || !there && unserved {
 			l = append(l, n)
 		}
 	}
@@ -101,6 +106,13 @@ func (r *repairer) rescue(ctx context.Context, w *packWriter, all *contents, m *
 		delete(needs, id)
 		return nil
 	}
+	forget := func(c chunked.Chunk, p *patient) {
+		id := r.o.Domain.ID(c.Digest)
+		needs[id] = slices.DeleteFunc(needs[id], func(n need) bool { return n.p == p && n.c.At == c.At })
+		if len(needs[id]) == 0 {
+			delete(needs, id)
+		}
+	}
 	for _, p := range patients {
 		for _, c := range p.chunks {
 			id := r.o.Domain.ID(c.Digest)
@@ -114,17 +126,6 @@ func (r *repairer) rescue(ctx context.Context, w *packWriter, all *contents, m *
 				continue
 			}
 			sealed, err := r.fetch(ctx, r.s, c, c.At)
-			for at, hops := c.At, 0; sealed == nil && err == nil && hops < maxHops; hops++ {
-				to, ok := chunked.Location{}, false
-				if mv := m.moved[at.Pack]; mv != nil {
-					to, ok = mv.Lookup(at.Offset)
-				}
-				if !ok {
-					break
-				}
-				at = to
-				sealed, err = r.fetch(ctx, r.s, c, at)
-			}
 			if err != nil {
 				return err
 			}
@@ -132,6 +133,13 @@ func (r *repairer) rescue(ctx context.Context, w *packWriter, all *contents, m *
 				if err := take(c, sealed); err != nil {
 					return err
 				}
+				continue
+			}
+			if err := r.alreadyMoved(ctx, m, need{p, c}); err != nil {
+				return err
+			}
+			if p.saved[c.At.Offset] != nil {
+				forget(c, p)
 			}
 		}
 	}
@@ -152,6 +160,32 @@ func (r *repairer) rescue(ctx context.Context, w *packWriter, all *contents, m *
 		}
 		if err := r.fromPieces(ctx, c, needs, take); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// alreadyMoved finds a chunk where moved objects say it is: there it stays.
+func (r *repairer) alreadyMoved(ctx context.Context, m *marks, n need) error {
+	at := n.c.At
+	for range maxHops {
+		mv := m.moved[at.Pack]
+		if mv == nil {
+			return nil
+		}
+		to, ok := mv.Lookup(at.Offset)
+		if !ok {
+			return nil
+		}
+		at = to
+		sealed, err := r.fetch(ctx, r.s, n.c, at)
+		if err != nil {
+			return err
+		}
+		if sealed != nil {
+			size := r.found.there[chunked.PackKey(at.Pack)].Size
+			n.p.saved[n.c.At.Offset] = &place{pack: chunked.ObjectSize{Name: at.Pack, Size: size}, offset: at.Offset, sealed: at.Sealed}
+			return nil
 		}
 	}
 	return nil

@@ -155,8 +155,17 @@ func (w *modelWorld) step() {
 		}
 	case k < 75:
 		w.log = append(w.log, "scrub")
-		if r, err := w.s.Scrub(ctx, nil); err != nil || len(r.Damages) > 0 {
-			w.fatal("scrub: %+v, %v", r, err)
+		r, err := w.s.Scrub(ctx, nil)
+		if err != nil {
+			w.fatal("scrub: %v", err)
+		}
+		// What a killed capture left may be hurt by a pack that was lost.
+		for image, l := range w.images {
+			for _, v := range l {
+				if hurt := r.Hurt[image+"@"+v.name.String()]; hurt != nil {
+					w.fatal("scrub: %s is hurt by %q", image, hurt)
+				}
+			}
 		}
 	case k < 77:
 		packs := w.m.keys("packs/")

@@ -117,9 +117,6 @@ func (r *repairer) run(ctx context.Context) error {
 		return err
 	}
 	r.report.Damages = r.found.report.Damages
-	if len(r.report.Damages) == 0 {
-		return nil
-	}
 	// Manifests say what else is missing: until nothing more is put back.
 	for {
 		n := len(r.report.Restored)
@@ -138,6 +135,9 @@ func (r *repairer) run(ctx context.Context) error {
 	}
 	if err := r.mend(ctx); err != nil {
 		return err
+	}
+	if len(r.report.Damages) == 0 && len(r.report.Moved) == 0 {
+		return nil
 	}
 	return r.judge(ctx)
 }

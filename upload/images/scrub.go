@@ -284,8 +284,9 @@ func (c *scrub) references() {
 }
 
 // saved tells whether a pack that is gone was moved, for this manifest, to packs
-// that are whole. One that was put after the moved object was made by a creator
-// who saw it, and took from the pack only what moved (SPEC.md §11).
+// that are whole. One that was put after the moved object may have been made
+// when the pack was gone, by a creator who took from it only what had moved
+// (SPEC.md §11): whether it was, only the image's key tells, and so does Verify.
 func (c *scrub) saved(pack chunked.Name, d *marked, hops int) bool {
 	m := c.moved[pack]
 	if m == nil || hops > maxHops {
