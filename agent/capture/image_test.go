@@ -1,12 +1,14 @@
 package capture_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -337,6 +339,80 @@ head -c 700000 /dev/urandom >boot/vmlinuz-6.1.0-9-amd64; mkdir -p etc/default; e
 	}
 	if got := strings.Join(names, " "); got != "disk kernel layout" {
 		t.Errorf("streams %s", got)
+	}
+}
+
+// during calls do when the plan is made and the reading begins.
+type during struct {
+	quiet
+	do func()
+}
+
+func (d *during) Phase(name string, total int64) {
+	d.quiet.Phase(name, total)
+	if strings.HasPrefix(name, "capturing ") {
+		d.do()
+	}
+}
+
+// TestCreateImageLive captures a tree that changes meanwhile: each file is
+// named, the image is sound, and the next one has what became of them.
+func TestCreateImageLive(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.o.Store = h.open()
+	d := &during{do: func() {
+		loopfs.Run(t, "bash", "-ec", `cd "$1"; rm usr/bin/small-30; truncate -s 1000000 usr/bin/large; echo more >>etc/hostname; echo other >usr/x; mv usr/x usr/bin/small-31`, "bash", h.tree)
+	}}
+	res, err := capture.CreateImage(t.Context(), h.o, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"usr/bin/small-30", "usr/bin/large", "etc/hostname", "usr/bin/small-31"} {
+		if !slices.Contains(d.warned, name) {
+			t.Errorf("%s is not among those warned of: %q", name, d.warned)
+		}
+	}
+	if res.Flawed != 4 {
+		t.Errorf("%d files are said not to be as they are, want 4", res.Flawed)
+	}
+	loopfs.Run(t, "e2fsck", "-fn", h.restore())
+	h.settle()
+	h.capture() // which compares
+}
+
+// TestCreateImageCanary looks for this machine's keys in an image of a tree
+// that holds them in three places, with the filter off.
+func TestCreateImageCanary(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	for _, dir := range []string{"etc/instar", "root/.config/instar", "srv/keys"} {
+		m := machine.Open(machine.Options{Dir: filepath.Join(h.tree, dir), Create: true})
+		if _, err := m.Identities(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Signer(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if dir == "srv/keys" {
+			h.o.Volume.Root.Never = m.SecretFiles()
+		}
+	}
+	h.o.Store = h.open()
+	if _, err := capture.CreateImage(t.Context(), h.o, &quiet{}); err != nil {
+		t.Fatal(err)
+	}
+	img, err := os.ReadFile(h.restore())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"AGE-SECRET-KEY-", "PRIVATE KEY"} {
+		if bytes.Contains(img, []byte(secret)) {
+			t.Errorf("%q is in the image", secret)
+		}
+	}
+	if !bytes.Contains(img, []byte("ssh-ed25519 ")) {
+		t.Error("the public halves are not in the image either: this test looks for nothing")
 	}
 }
 
