@@ -27,7 +27,7 @@ func (b *bencher) scale() ([]row, error) {
 			return nil, err
 		}
 		have = gib
-		if _, err := b.bash(`rm -rf $W/scale; sync; sleep 3`); err != nil {
+		if _, err := b.bash(`rm -rf $W/scale $W/images; sync; sleep 3`); err != nil {
 			return nil, err
 		}
 		c, err := create(fmt.Sprintf("gib-%d", gib), "64g")
@@ -40,7 +40,7 @@ func (b *bencher) scale() ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := b.bash(`rm -rf $W/scale`); err != nil {
+	if _, err := b.bash(`rm -rf $W/scale $W/images`); err != nil {
 		return nil, err
 	}
 	if err := sparseTiB(filepath.Join(tree, "sparse")); err != nil {
