@@ -355,29 +355,14 @@ func (c *collector) oldVersions(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	var batch []upload.Version
-	size := int64(0)
-	flush := func() error {
-		if len(batch) == 0 || c.o.DryRun {
-			c.report.OldVersions.Objects += len(batch)
-			c.report.OldVersions.Bytes += size
-			batch, size = nil, 0
-			return nil
-		}
-		n, err := len(batch), v.DeleteVersions(ctx, batch...)
-		locked := len(c.report.Locked)
-		if err != nil {
-			if err := c.refused(err); err != nil {
-				return err
-			}
-		}
-		n -= len(c.report.Locked) - locked
-		c.report.OldVersions.Objects += n
-		if n == len(batch) {
-			c.report.OldVersions.Bytes += size
-		}
-		batch, size = nil, 0
-		return nil
+	// Markers go last, and not where a lock keeps what is behind them: without
+	// its marker a deleted object is there again.
+	var contents, markers []upload.Version
+	locked := map[string]bool{}
+	remove := func(list *[]upload.Version) error {
+		err := c.removeVersions(ctx, v, *list, locked)
+		*list = nil
+		return err
 	}
 	for _, folder := range []string{chunked.PacksFolder, chunked.IndexFolder, chunked.MovedFolder, chunked.GCFolder, chunked.RunsFolder, chunked.ImagesFolder, chunked.DomainsFolder} {
 		var key string
@@ -397,22 +382,50 @@ func (c *collector) oldVersions(ctx context.Context) error {
 				since = deleted
 			}
 			superseded = ver.Modified
-			if since.IsZero() || c.age(since) < c.o.Grace {
+			if since.IsZero() || c.age(since) < c.o.Grace || !deleted.IsZero() && !c.removable(key) {
 				continue
 			}
-			if !deleted.IsZero() && !c.removable(key) {
+			if ver.Marker {
+				markers = append(markers, ver)
 				continue
 			}
-			batch = append(batch, ver)
-			size += ver.Size
-			if len(batch) == 1000 {
-				if err := flush(); err != nil {
+			contents = append(contents, ver)
+			if len(contents) == 1000 {
+				if err := remove(&contents); err != nil {
 					return err
 				}
 			}
 		}
 	}
-	return flush()
+	if err := remove(&contents); err != nil {
+		return err
+	}
+	markers = slices.DeleteFunc(markers, func(ver upload.Version) bool { return locked[ver.Key] })
+	return remove(&markers)
+}
+
+// removeVersions removes versions and takes note of the keys that locks keep.
+func (c *collector) removeVersions(ctx context.Context, v upload.Versioner, list []upload.Version, locked map[string]bool) error {
+	if len(list) == 0 {
+		return nil
+	}
+	if !c.o.DryRun {
+		if err := v.DeleteVersions(ctx, list...); err != nil {
+			before := len(c.report.Locked)
+			if err := c.refused(err); err != nil {
+				return err
+			}
+			for _, e := range c.report.Locked[before:] {
+				locked[e.Key] = true
+			}
+		}
+	}
+	for _, ver := range list {
+		if !locked[ver.Key] {
+			c.report.OldVersions.add(ver.Size)
+		}
+	}
+	return nil
 }
 
 // removable tells whether a key that was deleted may be forgotten.

@@ -125,8 +125,6 @@ type op struct {
 	name, key string
 }
 
-func (o op) changes() bool { return o.name == "put" || o.name == "delete" }
-
 // actor is a store as one machine sees it. before is asked in front of each
 // operation, and fails it; after behind each, when it is done, and loses its
 // answer. pages changes what lists say.
