@@ -150,6 +150,9 @@ func staticCredentials(c Credentials) aws.CredentialsProvider {
 	})
 }
 
+// Place tells this store from others of the same name at other services.
+func (s *s3Store) Place() string { return strings.TrimRight(s.endpoint, "/") + " " + s.String() }
+
 func (s *s3Store) String() string {
 	return strings.TrimSuffix("s3://"+s.bucket+"/"+s.prefix, "/")
 }

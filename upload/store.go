@@ -211,6 +211,13 @@ type Versioner interface {
 	DeleteVersions(ctx context.Context, vs ...Version) error
 }
 
+// Placer is implemented by stores whose URL does not say everything.
+type Placer interface {
+	// Place tells the store from all others, for whoever remembers things about
+	// it: two services may have a bucket of the same name.
+	Place() string
+}
+
 // Clock is implemented by stores with a clock of their own.
 type Clock interface {
 	// ServerTime asks the server for its time (whole seconds), to the

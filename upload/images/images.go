@@ -96,7 +96,11 @@ func Open(objects upload.Store, o Options) (*Store, error) {
 		}
 		s.opt.Now = clock.ServerTime
 	}
-	m, err := openMemory(o.State, objects.String())
+	place := objects.String()
+	if p, ok := objects.(upload.Placer); ok {
+		place = p.Place()
+	}
+	m, err := openMemory(o.State, place)
 	if err != nil {
 		return nil, fmt.Errorf("open the images of %s: %w", objects, err)
 	}
