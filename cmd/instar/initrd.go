@@ -47,7 +47,7 @@ type initrdOptions struct {
 
 func newInitrdBuild(a *app) *cobra.Command {
 	var o initrdOptions
-	const test = "TestInitrdBuild"
+	const test = "initrd-build"
 	cmd := a.command("build", "pack an initrd", `
 Packs an initrd: a static init, kernel modules with what they depend on, and a
 configuration. The same input gives the same bytes. Neither a compiler nor any
