@@ -124,10 +124,7 @@ func TestDamages(t *testing.T) {
 	if err != nil || len(sr.Damages) != 0 || len(sr.Hurt) != 0 || sr.Objects.Objects < 20 {
 		t.Fatalf("undamaged: %+v, %v", sr, err)
 	}
-	n := 200
-	if evidence() {
-		n = 5000
-	}
+	n := many(200, 5000)
 	for seed := range uint64(n) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		d.m.restore(d.good)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/upload/images"
@@ -169,4 +170,62 @@ func TestDelete(t *testing.T) {
 		t.Fatalf("%+v, %v", v, err)
 	}
 	mustRead(t, s, "web", contents[1])
+}
+
+// TestRunKeepsItsPacks: what a capture that takes days has stored is not
+// condemned while it says that it is under way; when it is dead, it is.
+func TestRunKeepsItsPacks(t *testing.T) {
+	p, m := newPeople(t), newMem()
+	s := p.open(t, &actor{mem: m}, "")
+	ctx := t.Context()
+	_, err := p.capture(ctx, s, "other", words("o"))
+	must(t, err)
+	d, err := s.Domain(ctx, "main", images.DomainOptions{})
+	must(t, err)
+	renewed := make(chan struct{}, 1000)
+	a := &actor{mem: m}
+	a.after = func(o op) error {
+		if o.name == "put" && strings.HasPrefix(o.key, "runs/") {
+			renewed <- struct{}{}
+		}
+		return nil
+	}
+	run, err := p.open(t, a, "").Begin(ctx, images.RunOptions{Image: "web", Domain: d, Owner: p.owner, Refresh: time.Millisecond})
+	must(t, err)
+	data := []byte("not really a pack")
+	must(t, run.PutPack(ctx, chunked.NameOf(data), data))
+	m.pass(72 * time.Hour)
+	for len(renewed) > 0 {
+		<-renewed
+	}
+	<-renewed
+	<-renewed // one that began after the time had passed
+	r, err := s.GC(ctx, images.GCOptions{})
+	if err != nil || len(r.Condemned) != 0 || len(r.Running) != 1 || r.Running[0] != "web" {
+		t.Fatalf("under way: %+v, %v", r, err)
+	}
+	must(t, run.Close(ctx))
+	if l := m.keys("runs/"); len(l) != 0 {
+		t.Errorf("left: %q", l)
+	}
+	r, err = s.GC(ctx, images.GCOptions{})
+	if err != nil || len(r.Condemned) != 1 {
+		t.Fatalf("ended: %+v, %v", r, err)
+	}
+}
+
+// TestParseRef reads references, and refuses what is none.
+func TestParseRef(t *testing.T) {
+	full := strings.Repeat("0a", 32)
+	for _, good := range []string{"web", "web@0123", "web@" + full, "web@parent", "web@parent.parent", "web@0123.parent", "a.b_c-d@abcd"} {
+		r, err := images.ParseRef(good)
+		if err != nil || r.String() != good {
+			t.Errorf("%q: %q, %v", good, r, err)
+		}
+	}
+	for _, bad := range []string{"", "@", "web@", "web@012", "web@XYZ1", "web@0123.", "web@parent.0123", "web@" + full + "0", "-web", "a/b", "web@0123@4567", "web@ABCD"} {
+		if r, err := images.ParseRef(bad); err == nil {
+			t.Errorf("%q: %+v", bad, r)
+		}
+	}
 }

@@ -241,11 +241,9 @@ func (w *modelWorld) resync(image string, blocks []string) {
 
 // TestModel plays random operations against a model of what should be there.
 func TestModel(t *testing.T) {
+	t.Parallel()
 	p := newPeople(t)
-	sequences, length := 100, 100
-	if evidence() {
-		sequences = 10_000
-	}
+	sequences, length := many(100, 10_000), 100
 	for seed := range uint64(sequences) {
 		m := newMem()
 		a := &actor{mem: m}
@@ -271,10 +269,7 @@ func TestModel(t *testing.T) {
 // collections go on all the time.
 func TestMonth(t *testing.T) {
 	p := newPeople(t)
-	months := 2
-	if evidence() {
-		months = 100
-	}
+	months := many(2, 100)
 	for seed := range uint64(months) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		w := &raceWorld{people: p, m: newMem(), acked: map[string][]string{}, gone: map[string]bool{}}
@@ -345,10 +340,7 @@ func TestMonth(t *testing.T) {
 // up to half a minute: nothing in use is ever collected.
 func TestLists(t *testing.T) {
 	p := newPeople(t)
-	n := 150
-	if evidence() {
-		n = 5000
-	}
+	n := many(150, 5000)
 	for seed := range uint64(n) {
 		rng := rand.New(rand.NewPCG(seed, 6))
 		w := &raceWorld{people: p, m: newMem(), acked: map[string][]string{}, gone: map[string]bool{}}

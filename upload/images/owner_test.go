@@ -275,6 +275,7 @@ func TestStoreExtraneous(t *testing.T) {
 // TestStoreMirrorLies: a byte of any object is changed, or any object put in
 // another's place: nothing wrong is ever read.
 func TestStoreMirrorLies(t *testing.T) {
+	t.Parallel()
 	a := newAttack(t)
 	good := a.m.snapshot()
 	want := [][]string{words("a b c d e"), words("a b c d f"), words("a b g d f")}
@@ -295,7 +296,7 @@ func TestStoreMirrorLies(t *testing.T) {
 	swaps, flips := 0, 0
 	for _, x := range all {
 		for _, y := range all {
-			if x == y {
+			if x == y || raced && x > all[1] {
 				continue
 			}
 			a.m.restore(good)
@@ -305,7 +306,10 @@ func TestStoreMirrorLies(t *testing.T) {
 		}
 	}
 	step := 23
-	if evidence() {
+	switch {
+	case raced:
+		step = 997
+	case evidence():
 		step = 1
 	}
 	for _, k := range all {

@@ -33,14 +33,12 @@ func (p pieces) Pieces(context.Context) iter.Seq2[[]byte, error] {
 // TestRepair damages a store at random and repairs it from another store, from
 // disks, from pieces, and from nothing at all.
 func TestRepair(t *testing.T) {
+	t.Parallel()
 	d := newDamaged(t)
 	copied := newMem()
 	copied.restore(d.good)
 	other := d.open(t, &actor{mem: copied}, "")
-	n := 200
-	if evidence() {
-		n = 5000
-	}
+	n := many(200, 5000)
 	saved, lost := 0, 0
 	for seed := range uint64(n) {
 		rng := rand.New(rand.NewPCG(seed, 3))
@@ -112,7 +110,7 @@ func TestRepair(t *testing.T) {
 		}
 	}
 	t.Logf("%d random damages: %d made good, %d reported as lost", n, saved, lost)
-	if lost == 0 || saved < n/2 {
+	if !raced && (lost == 0 || saved < n/2) {
 		t.Error("that proves nothing")
 	}
 }

@@ -214,6 +214,7 @@ func versionKeys(t testing.TB, objects upload.Store) map[string]int {
 // TestServerFaults lets each request of a capture and a collection on a real
 // server go wrong once: both end well, or say so and end well when run again.
 func TestServerFaults(t *testing.T) {
+	t.Parallel()
 	server := servers.MinIO(t)
 	proxy := s3fault.New(server.Endpoint)
 	t.Cleanup(proxy.Close)
@@ -230,7 +231,11 @@ func TestServerFaults(t *testing.T) {
 	}
 	p := newPeople(t)
 	next, fine, failed := 0, 0, 0
-	for at := 0; ; at++ {
+	step := 1
+	if raced {
+		step = 10
+	}
+	for at := 0; ; at += step {
 		fault := faults[next%len(faults)]
 		next += 5
 		objects := openBucket(t, "s3://"+server.Bucket(t), o)
