@@ -164,6 +164,37 @@ of the domain that use them.`, `
 	return cmd
 }
 
+type repairOptions struct {
+	imageStore
+	from, disks []string
+	domain      string
+}
+
+func newRepair(a *app) *cobra.Command {
+	var o repairOptions
+	const test = "repair"
+	cmd := a.command("repair", "bring back what of a store is damaged or lost", `
+Scrubs a store and mends what it can: objects that another store has are put
+back; pieces of damaged packs are taken from what is left of them, from other
+packs, other stores and copies of disks, each verified, and stored anew. What
+is damaged is set aside under quarantine/ before it is replaced. What cannot be
+brought back is told by version, range and file; exit status 4 says that there is
+such.
+
+"instar verify" and "instar verify --scrub" show what is damaged and change nothing.`, `
+  instar repair --store s3://images/fleet
+  instar repair --store s3://images/fleet --from /backup/images --disk web-1.img`,
+		func(ctx context.Context) error { return runRepair(ctx, a, &o) })
+	f := flagsOf(cmd)
+	f.list(&o.from, "from", "", "another `STORE`, a copy of this one or one of the same domain; may be repeated", ofUs, test)
+	completeFiles(cmd, "from")
+	f.list(&o.disks, "disk", "", "a raw copy of a disk, `FILE` or device, that was captured or restored; may be repeated", ofUs, test)
+	completeFiles(cmd, "disk")
+	f.text(&o.domain, "domain", "", "mend packs of `DOMAIN`; default default", ofUs, test)
+	o.imageStore.add(a, cmd, test)
+	return cmd
+}
+
 type recipientsOptions struct {
 	imageStore
 	fresh

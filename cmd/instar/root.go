@@ -57,7 +57,7 @@ program named ec2-bundle-vol, euca-bundle-vol and so on are those tools
 	root.AddCommand(
 		newCreateImage(a), newBundleVol(a), newBundleImage(a), newUploadBundle(a), newBundleAndUpload(a),
 		newDownloadBundle(a), newUnbundle(a), newDownloadAndUnbundle(a), newUnbundleStream(a),
-		newRestore(a), newImages(a), newExport(a), newImport(a), newGC(a), newRecipients(a),
+		newRestore(a), newImages(a), newExport(a), newImport(a), newGC(a), newRepair(a), newRecipients(a),
 		newVerify(a), newDeleteBundle(a), newMigrateManifest(a), newMigrateBundle(a),
 		newMetadata(a), newInitrd(a), newLaunch(a),
 		newVersion(a), newLinks(a), newConfig(a), newMan(a), newOptionsTable(a),

@@ -68,22 +68,57 @@ type verifyOptions struct {
 	storage
 	trust
 	manifest, prefix, source, key string
+
+	store, signers  string
+	identities      []string
+	readData, scrub bool
 }
+
+// imageFlags are verify's options about images, bundleOnly those about bundles.
+var (
+	imageFlags = []string{"store", "identity", "signers", "read-data", "scrub"}
+	bundleOnly = []string{"manifest", "prefix", "source", "privatekey", "bucket", "cert", "trust", "allow-unsigned"}
+)
 
 func newVerify(a *app) *cobra.Command {
 	var o verifyOptions
 	const test = "verify"
-	cmd := a.command("verify", "check a bundle: signature, every digest, sizes", `
+	cmd := a.named("verify [IMAGE]...", "check images of a store, or an EC2 bundle", `
+With IMAGE or --store: checks images of a store without writing anything, all
+versions of all images if none is named. Signatures, keys and the index are
+checked, and that every pack is there with its size; --read-data reads and checks
+the data too. What is damaged is told by version, range and file. --scrub reads
+every object of the store and needs no key: whoever keeps the store can do it.
+
 Checks a bundle in a directory or a bucket without writing anything: who signed
 it, that every part is there, has its size and its digest and, given a key that
 opens it, that the archive within is what the manifest says. Exit status 4 says
 that something is not right, and what.
 
 What the format does not sign (version, bundler) is shown as such.`, `
+  instar verify web-1 --store s3://images/fleet --read-data
+  instar verify --store s3://images/fleet
+  instar verify --scrub --store s3://images/fleet
   instar verify -m web-1.manifest.xml -c cert.pem
-  instar verify -b images/web-1 -m web-1.manifest.xml --trust signers.pem --json`,
-		func(ctx context.Context) error { return runVerify(ctx, a, &o) })
+  instar verify -b images/web-1 -m web-1.manifest.xml --trust signers.pem --json`, 0, 1000,
+		func(ctx context.Context, _ []string) error { return runVerify(ctx, a, &o) })
+	bundles := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 && givenOf(cmd, imageFlags) == "" {
+			return bundles(cmd, args)
+		}
+		if n := givenOf(cmd, bundleOnly); n != "" {
+			return usagef("--%s is about EC2 bundles: it does not go with images", n)
+		}
+		return verifyImages(cmd.Context(), a, &o, args)
+	}
 	f := flagsOf(cmd)
+	f.text(&o.store, "store", "", "where the images are: `STORE` is s3://BUCKET/PREFIX, BUCKET/PREFIX or a directory, /DIR or ./DIR", ofUs, test)
+	completeFiles(cmd, "store")
+	f.yes(&o.readData, "read-data", "", "of images: read and check all their data", ofUs, test)
+	f.yes(&o.scrub, "scrub", "", "check every object of the store by its name, without keys", ofUs, test)
+	f.list(&o.identities, "identity", "", "of images: open them with the age identity or SSH private key in `FILE` in place of the machine's own; may be repeated", ofUs, test)
+	f.text(&o.signers, "signers", "", "of images: believe whom the allowed_signers `FILE` lists", ofUs, test)
 	f.text(&o.manifest, "manifest", "m", "the bundle's manifest: a `FILE`, with -b its name in the bucket", ofUs, test)
 	f.text(&o.prefix, "prefix", "p", "with -b: `NAME` of the bundle", ofUs, test)
 	f.text(&o.source, "source", "d", "the parts are in `DIR`; default the manifest's", ofUs, test)
