@@ -27,7 +27,9 @@ func newImageStore(t testing.TB, s *servers.Server) *imageStore {
 	return &imageStore{instar.New(t, s.Env()...), s, s.Bucket(t), "some/prefix"}
 }
 
-func (s *imageStore) store() []string { return []string{"--store", "s3://" + s.bucket + "/" + s.prefix} }
+func (s *imageStore) store() []string {
+	return []string{"--store", "s3://" + s.bucket + "/" + s.prefix}
+}
 
 // run runs a command about the store, which must succeed, and returns the last
 // object it prints.
@@ -107,6 +109,8 @@ func TestImageZoo(t *testing.T) {
 			equal(t, root, dir, skip...)
 			loopfs.Unmount(t, dir)
 
+			s.capture(t, root, "zoo")
+			time.Sleep(time.Second)
 			before := s.folders(t)
 			again := s.capture(t, root, "zoo")
 			after := s.folders(t)
