@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ var errKilled = errors.New("killed")
 // killer lets operation n of an actor be its last: not carried out, or carried
 // out without an answer.
 type killer struct {
+	mu     sync.Mutex
 	n      int
 	stored bool // the answer is lost
 	once   bool // only that operation fails; the actor lives on
@@ -27,6 +29,8 @@ type killer struct {
 
 func (k *killer) attach(a *actor) *actor {
 	a.before = func(o op) error {
+		k.mu.Lock()
+		defer k.mu.Unlock()
 		if k.fired && !k.once {
 			return errKilled
 		}
@@ -41,6 +45,8 @@ func (k *killer) attach(a *actor) *actor {
 		return nil
 	}
 	a.after = func(o op) error {
+		k.mu.Lock()
+		defer k.mu.Unlock()
 		if !k.stored {
 			return nil
 		}

@@ -112,7 +112,7 @@ func (s *Store) listImage(ctx context.Context, image string, stored []chunked.Na
 	for i, n := range order {
 		at[n] = i
 	}
-	err = each(ctx, 4, order, func(ctx context.Context, n chunked.Name) error {
+	err = each(ctx, max(1, s.opt.Parallel/4), order, func(ctx context.Context, n chunked.Name) error {
 		v := Version{Name: n, Newest: doc != nil && doc.Manifest == n, Unpublished: l.Err == nil && !lists(doc, n)}
 		img := &Image{}
 		if v.Err = s.readManifest(ctx, image, n, img); v.Err == nil {
