@@ -72,7 +72,7 @@ func runCreateImage(ctx context.Context, a *app, o *createImageOptions) error {
 	res, err := capture.CreateImage(ctx, io.ImageOptions, r)
 	r.end()
 	if err != nil {
-		return err
+		return explainCapture(err, m, io.Domain)
 	}
 	if err := a.showImage(res, io.Store.String(), time.Since(begun)); err != nil {
 		return err

@@ -211,7 +211,7 @@ const layoutCache = 4 << 20
 func (a *app) side(ctx context.Context, img *images.Image) (diff.Side, error) {
 	index, err := img.Open(ctx)
 	if err != nil {
-		return diff.Side{}, err
+		return diff.Side{}, explainKeys(err)
 	}
 	layout, err := index.Stream(chunked.StreamLayout)
 	if err != nil {

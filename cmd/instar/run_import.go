@@ -70,7 +70,7 @@ func runImport(ctx context.Context, a *app, o *importOptions, source string) err
 	}, in.ImportDisk, r)
 	r.end()
 	if err != nil {
-		return explain(err)
+		return explainCapture(explain(err), m, settings.Domain)
 	}
 	return a.showImported(res, store.String(), time.Since(begun))
 }

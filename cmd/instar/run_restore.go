@@ -68,14 +68,14 @@ func explainImage(err error) error {
 	case errors.Is(err, chunked.ErrStale):
 		return withHint(err, "NAME@DIGITS reads a version however old it is.")
 	}
-	return err
+	return explainKeys(err)
 }
 
 // imageDisk opens a stream of an image.
 func imageDisk(ctx context.Context, img *images.Image, stream string) (*restore.Image, error) {
 	index, err := img.Open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, explainKeys(err)
 	}
 	s, err := index.Stream(stream)
 	if errors.Is(err, chunked.ErrMissing) {

@@ -64,6 +64,9 @@ func (a *app) openBucket(ctx context.Context, o *storage, bucket string, create 
 	if a.conf.Get("ca_cert").From == "$AWS_CA_BUNDLE" {
 		opts.CACertFile = "" // the SDK reads it by itself
 	}
+	if dir != "" && o.rate > 0 {
+		return nil, usagef("--limit-rate goes with a bucket: %s is a directory", dir)
+	}
 	if dir != "" {
 		s, err := upload.Open(ctx, url, opts)
 		if err != nil {
