@@ -43,6 +43,10 @@ type ImageOptions struct {
 	Architecture string
 	Mappings     []chunked.Mapping
 	Tool         string // "instar VERSION"
+	// Planned, if not nil, is called once the volume is planned, of which data
+	// bytes are to be in the image: what lives in memory from then on is the plan,
+	// and a fixed sum beside it.
+	Planned func(data int64)
 }
 
 // LevelOf is for ImageOptions.Level.
@@ -142,6 +146,9 @@ func createImage(ctx context.Context, o ImageOptions, r Reporter) (res *ImageRes
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.volume.Close()) }()
+	if o.Planned != nil {
+		o.Planned(c.volume.Disk.Map().Bytes())
+	}
 	written, m, err := c.write(ctx, started)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -67,6 +68,9 @@ func runCreateImage(ctx context.Context, a *app, o *createImageOptions) error {
 	case exitCode(err) != exitFile: // there is none
 		return err
 	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		io.Planned = limitMemory
+	}
 	r := &reporter{ui: a.ui}
 	defer r.end()
 	res, err := capture.CreateImage(ctx, io.ImageOptions, r)
@@ -78,6 +82,16 @@ func runCreateImage(ctx context.Context, a *app, o *createImageOptions) error {
 		return err
 	}
 	return a.afterImage(res)
+}
+
+// limitMemory makes the collector hold a capture to what its plan takes now,
+// the writer's buffers, and what the index of data bytes needs: about 100 bytes
+// for each half MiB. Beyond that only garbage would gather.
+func limitMemory(data int64) {
+	const buffers = 130 << 20
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	debug.SetMemoryLimit(int64(m.HeapAlloc) + buffers + data>>19*100)
 }
 
 // imageSettings are what a capture is asked for, and the keys it reads with.
