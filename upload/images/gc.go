@@ -61,16 +61,16 @@ type GCReport struct {
 
 // Tally counts objects.
 type Tally struct {
-	Objects int
-	Bytes   int64
+	Objects int   `json:"objects"`
+	Bytes   int64 `json:"bytes"`
 }
 
 func (t *Tally) add(size int64) { t.Objects++; t.Bytes += size }
 
 // Collected is an object that nothing refers to.
 type Collected struct {
-	Key  string
-	Size int64
+	Key  string `json:"key"`
+	Size int64  `json:"size"`
 }
 
 // GC collects garbage: it removes what interrupted captures and deletions left,
