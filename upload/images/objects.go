@@ -78,7 +78,7 @@ func (s *Store) getNamed(ctx context.Context, key string, n chunked.Name, size, 
 	return b, nil
 }
 
-// put stores an object under the key its digest makes.
+// putNamed stores an object under the key its digest makes.
 func (s *Store) putNamed(ctx context.Context, key string, n chunked.Name, data []byte) error {
 	_, err := upload.PutBytes(ctx, s.objects, key, data, upload.PutOptions{SHA256: n[:]})
 	return err
@@ -116,7 +116,7 @@ func each[T any](ctx context.Context, parallel int, items []T, f func(context.Co
 	return g.Wait()
 }
 
-// deleteAll removes objects one after the other, in the order given: what comes
+// deleteInOrder removes objects one after the other, in the order given: what comes
 // later refers to nothing that went before.
 func (s *Store) deleteInOrder(ctx context.Context, keys ...string) error {
 	for _, k := range keys {
