@@ -161,10 +161,7 @@ func ToDevice(ctx context.Context, d Disk, path string, over bool, report func(b
 			return err
 		}
 	}
-	if err := zero(f, 0, int64(len(front.head))); err == nil {
-		err = f.Sync()
-	}
-	if err != nil {
+	if err := errors.Join(zero(f, 0, int64(len(front.head))), f.Sync()); err != nil {
 		return fmt.Errorf("clearing the beginning of %s: %w", path, err)
 	}
 	if err := zeroHoles(ctx, f, m, d.Size()); err != nil {
