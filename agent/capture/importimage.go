@@ -282,6 +282,9 @@ func (o *cutOutput) fill(ctx context.Context, d ImportDisk) error {
 
 // Write takes data.
 func (o *cutOutput) Write(p []byte) (int, error) {
+	if int64(len(p)) > o.size-o.at {
+		return 0, fmt.Errorf("%w: more than %d bytes", ErrImageSize, o.size)
+	}
 	n := 0
 	for n < len(p) {
 		if o.cell == nil {
@@ -309,6 +312,9 @@ func (o *cutOutput) Write(p []byte) (int, error) {
 
 // Skip leaves zeros.
 func (o *cutOutput) Skip(n int64) error {
+	if n < 0 || n > o.size-o.at {
+		return fmt.Errorf("%w: more than %d bytes", ErrImageSize, o.size)
+	}
 	o.r.Add(n)
 	if n == 0 {
 		return nil
