@@ -109,13 +109,13 @@ func TestImageZoo(t *testing.T) {
 			equal(t, root, dir, skip...)
 			loopfs.Unmount(t, dir)
 
-			s.capture(t, root, "zoo")
-			time.Sleep(time.Second)
+			// The zoo's files of times to come are read each time; nobody can know
+			// that they did not change. Their data is known all the same.
 			before := s.folders(t)
 			again := s.capture(t, root, "zoo")
 			after := s.folders(t)
-			if after["packs"] != before["packs"] || after["manifests"] != before["manifests"]+1 || after["keys"] != before["keys"]+1 ||
-				after["head"] != before["head"] || after["runs"] != 0 || after["index"] > before["index"]+2 || again["packs_added"] != 0.0 {
+			if after["packs"] > before["packs"]+1 || after["manifests"] != before["manifests"]+1 || after["runs"] != 0 ||
+				again["bytes_added"].(float64) > 64<<10 || again["bytes_read"].(float64) > 4096 {
 				t.Errorf("the same tree again: %v became %v: %v", before, after, again)
 			}
 
@@ -172,6 +172,23 @@ for i in $(seq 2 3 300); do rm new/a/f$i; done; echo other > new/a/f4; setfattr 
 			s.run(t, "restore", "zoo@"+first["manifest"].(string), "--to", old)
 			sameFile(t, image, old)
 		})
+	}
+}
+
+// TestImageTwice captures a tree that did not change: a manifest, its key's object
+// and index objects are all that is added.
+func TestImageTwice(t *testing.T) {
+	s := newImageStore(t, servers.MinIO(t))
+	root := smallVolume(t)
+	time.Sleep(3100 * time.Millisecond)
+	s.capture(t, root, "web")
+	before := s.folders(t)
+	again := s.capture(t, root, "web")
+	after := s.folders(t)
+	if again["bytes_read"] != 0.0 || again["packs_added"] != 0.0 || after["packs"] != before["packs"] || after["domains"] != before["domains"] ||
+		after["manifests"] != before["manifests"]+1 || after["keys"] != before["keys"]+1 || after["head"] != before["head"] || after["runs"] != 0 ||
+		after["index"] > before["index"]+1 {
+		t.Errorf("the same tree again: %v became %v: %v", before, after, again)
 	}
 }
 
