@@ -114,8 +114,14 @@ func TestImageZoo(t *testing.T) {
 			before := s.folders(t)
 			again := s.capture(t, root, "zoo")
 			after := s.folders(t)
+			// On xfs, what is allocated but not written is data or a hole depending on
+			// what is cached of it: such files are read again, too.
+			read := 4096.0
+			if fstype == "xfs" {
+				read = 4 << 20
+			}
 			if after["packs"] > before["packs"]+1 || after["manifests"] != before["manifests"]+1 || after["runs"] != 0 ||
-				again["bytes_added"].(float64) > 64<<10 || again["bytes_read"].(float64) > 4096 {
+				again["bytes_added"].(float64) > 128<<10 || again["bytes_read"].(float64) > read {
 				t.Errorf("the same tree again: %v became %v: %v", before, after, again)
 			}
 
