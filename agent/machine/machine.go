@@ -33,6 +33,11 @@ const (
 	SignersFile    = "allowed_signers"
 )
 
+// ErrLost is wrapped by errors about a private key that is missing although its
+// public half shows that there was one. A new one in its place would open none
+// of the images there are.
+var ErrLost = errors.New("the private key was lost or moved")
+
 // Namespaces of what a machine's own key may sign, as allowed_signers has them.
 const Namespaces = "instar-image,instar-head,instar-domain,instar-trace"
 
@@ -90,7 +95,14 @@ func (m *Machine) Identities() ([]*keys.Identity, error) {
 	if len(files) == 0 {
 		file := m.path(IdentityFile)
 		err := m.place(file, func() error {
-			_, err := keys.WriteIdentity(file, time.Now())
+			id, err := keys.WriteIdentity(file, time.Now())
+			if err != nil {
+				return err
+			}
+			err = writeNew(file+".pub", []byte(id.Recipient().String()+"\n"))
+			if errors.Is(err, fs.ErrExist) {
+				return nil
+			}
 			return err
 		})
 		if err != nil {
@@ -204,6 +216,12 @@ func (m *Machine) place(file string, write func() error) error {
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("making %s: %w", file, err)
+	}
+	if _, err := os.Lstat(file + ".pub"); err == nil {
+		if _, err := os.Lstat(file); err == nil {
+			return nil // another process made both between the two looks
+		}
+		return fmt.Errorf("%s: %w", file, ErrLost)
 	}
 	switch err := write(); {
 	case errors.Is(err, fs.ErrExist):

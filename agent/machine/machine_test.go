@@ -64,8 +64,8 @@ func TestFirstRun(t *testing.T) {
 			}
 		}
 		entries, err := os.ReadDir(dir)
-		if err != nil || len(entries) != 4 {
-			t.Errorf("%d files, %v; want 4 and no leftovers", len(entries), err)
+		if err != nil || len(entries) != 5 {
+			t.Errorf("%d files, %v; want 5 and no leftovers", len(entries), err)
 		}
 		sealed, err := keys.Wrap(make([]byte, 32), ids[0].Recipient())
 		if err != nil {
@@ -230,6 +230,43 @@ func TestAgent(t *testing.T) {
 	for _, sock := range []string{socket, "", filepath.Join(dir, "nobody")} {
 		if _, err := with("agent", sock); !errors.Is(err, keys.ErrAgentKey) && !errors.Is(err, keys.ErrAgent) {
 			t.Errorf("socket %q: %v", sock, err)
+		}
+	}
+}
+
+// TestLost: a key that was there and is gone is never replaced by a new one.
+func TestLost(t *testing.T) {
+	dir := t.TempDir()
+	o := machine.Options{Dir: dir, Create: true}
+	m := machine.Open(o)
+	if _, err := m.Identities(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Signer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		file string
+		use  func(*machine.Machine) error
+	}{
+		{machine.IdentityFile, func(m *machine.Machine) error { _, err := m.Identities(); return err }},
+		{machine.SigningKeyFile, func(m *machine.Machine) error { _, err := m.Signer(t.Context()); return err }},
+	} {
+		path := filepath.Join(dir, c.file)
+		if err := os.Rename(path, path+".away"); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.use(machine.Open(o)); !errors.Is(err, machine.ErrLost) {
+			t.Errorf("%s: %v", c.file, err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s was made: %v", c.file, err)
+		}
+		if err := os.Rename(path+".away", path); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.use(machine.Open(o)); err != nil {
+			t.Errorf("%s, put back: %v", c.file, err)
 		}
 	}
 }

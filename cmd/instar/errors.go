@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/instar-image/instar/agent/capture"
+	"github.com/instar-image/instar/agent/machine"
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/disk"
 	"github.com/instar-image/instar/bundle/ec2"
@@ -51,7 +52,7 @@ func libraryCode(err error) int {
 		return exitTrust
 	case is(chunked.ErrFormat):
 		return exitUsage
-	case is(images.ErrNoImage, chunked.ErrDeleted):
+	case is(images.ErrNoImage, chunked.ErrDeleted, machine.ErrLost):
 		return exitFile
 	case is(images.ErrCollected, images.ErrBusy, chunked.ErrMissing):
 		return exitS3

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -158,6 +159,11 @@ func (a *app) imageOptions(ctx context.Context, o *createImageOptions) (*imageSe
 // imageKeys reads this machine's keys and the recipients', and tells what was made.
 func (a *app) imageKeys(ctx context.Context, o *createImageOptions, m *machine.Machine, s *imageSettings) (err error) {
 	defer a.showMade(m)
+	defer func() {
+		if errors.Is(err, machine.ErrLost) {
+			err = withHint(err, "Put it back from a copy: a new key opens none of the images there are. To begin anew all the same, remove the file of its public half, which ends in .pub.")
+		}
+	}()
 	if s.Identities, err = m.Identities(); err != nil {
 		return err
 	}
