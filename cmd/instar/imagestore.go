@@ -142,7 +142,7 @@ func (a *app) keyComment() string {
 	return "instar@" + name
 }
 
-// openingKeys are what reading an image needs: identities and whose word counts.
+// openingKeys are what opening an image needs: identities and whose word counts.
 func (a *app) openingKeys(m *machine.Machine) ([]*keys.Identity, *keys.AllowedSigners, error) {
 	ids, err := m.Identities()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -151,11 +151,17 @@ func (a *app) openingKeys(m *machine.Machine) ([]*keys.Identity, *keys.AllowedSi
 	if err != nil {
 		return nil, nil, err
 	}
+	trust, err := trusted(m)
+	return ids, trust, err
+}
+
+// trusted is whose word counts: all it takes to look at images from outside.
+func trusted(m *machine.Machine) (*keys.AllowedSigners, error) {
 	trust, err := m.Signers(nil)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, withHint(&exitError{code: exitFile, err: err}, "--signers FILE lists whose images are accepted, one a line: NAME-OR-* PUBLIC-KEY.")
+		return nil, withHint(&exitError{code: exitFile, err: err}, "--signers FILE lists whose images are accepted, one a line: NAME-OR-* PUBLIC-KEY.")
 	}
-	return ids, trust, err
+	return trust, err
 }
 
 // signer is the key that --sign names, or the machine's own, which must exist.

@@ -25,7 +25,7 @@ import (
 const digits = 12
 
 func runImagesList(ctx context.Context, a *app, o *listOptions, args []string) error {
-	s, err := a.readImages(ctx, &o.imageStore)
+	s, err := a.browseImages(ctx, &o.imageStore)
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func (a *app) showListed(l images.Listed, v *images.Version, width int) error {
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04Z") }
 
 func runImagesShow(ctx context.Context, a *app, o *showOptions, ref string) error {
-	s, err := a.readImages(ctx, &o.imageStore)
+	s, err := a.browseImages(ctx, &o.imageStore)
 	if err != nil {
 		return err
 	}
@@ -273,7 +273,7 @@ func runImagesDelete(ctx context.Context, a *app, o *deleteImageOptions, ref str
 	if err != nil {
 		return usagef("%w", err)
 	}
-	s, err := a.readImages(ctx, &o.imageStore)
+	s, err := a.browseImages(ctx, &o.imageStore)
 	if err != nil {
 		return err
 	}

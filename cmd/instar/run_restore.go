@@ -28,11 +28,31 @@ func (a *app) readImages(ctx context.Context, o *imageStore) (*openedStore, erro
 	if err != nil {
 		return nil, err
 	}
+	return a.openStored(ctx, o, images.Options{Trust: trust, Identities: ids})
+}
+
+// browseImages opens the store for looking at images without opening them: no
+// identity is needed.
+func (a *app) browseImages(ctx context.Context, o *imageStore) (*openedStore, error) {
+	m := a.machineKeys(o, "", false)
+	ids, err := m.Identities()
+	if err != nil && (len(o.identities) > 0 || !errors.Is(err, fs.ErrNotExist)) {
+		return nil, err
+	}
+	trust, err := trusted(m)
+	if err != nil {
+		return nil, err
+	}
+	return a.openStored(ctx, o, images.Options{Trust: trust, Identities: ids})
+}
+
+func (a *app) openStored(ctx context.Context, o *imageStore, io images.Options) (*openedStore, error) {
 	objects, err := a.openImages(ctx, o, false)
 	if err != nil {
 		return nil, err
 	}
-	s, err := images.Open(objects, images.Options{State: a.stateDir(), Trust: trust, Identities: ids})
+	io.State = a.stateDir()
+	s, err := images.Open(objects, io)
 	if err != nil {
 		return nil, errors.Join(err, objects.Close())
 	}
