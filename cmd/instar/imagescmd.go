@@ -20,7 +20,8 @@ what was deleted.
 		Example: `  instar images list --store s3://images/fleet
   instar images show web-1 --store s3://images/fleet
   instar images diff web-1@parent web-1 --store s3://images/fleet
-  instar images delete web-1@parent --store s3://images/fleet`,
+  instar images delete web-1@parent --store s3://images/fleet
+  instar images forget web-1 --store s3://images/fleet`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usagef("unknown command %q", "images "+args[0])
@@ -29,7 +30,7 @@ what was deleted.
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newImagesList(a), newImagesShow(a), newImagesDiff(a), newImagesDelete(a))
+	cmd.AddCommand(newImagesList(a), newImagesShow(a), newImagesDiff(a), newImagesDelete(a), newImagesForget(a))
 	return cmd
 }
 
@@ -128,6 +129,22 @@ first; --batch asks nothing.`, `
 	f := flagsOf(cmd)
 	f.text(&o.sign, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
 	o.imageStore.add(a, cmd, test)
+	return cmd
+}
+
+func newImagesForget(a *app) *cobra.Command {
+	var o imageStore
+	const test = "images"
+	cmd := a.named("forget IMAGE...", "accept an older state of images, once", `
+This machine remembers the newest version of each image that it has seen, and
+takes nothing older for the newest again: that is how it notices that somebody
+hides what is new. After an older copy of the store was put back by you, let it
+forget what it saw; each machine that uses the store has to. You are asked
+first; --batch asks nothing.`, `
+  instar images forget web-1 --store s3://images/fleet
+  instar images forget web-1 web-2 --batch --store /backup/images`, 1, 1000,
+		func(ctx context.Context, args []string) error { return runImagesForget(ctx, a, &o, args) })
+	o.add(a, cmd, test)
 	return cmd
 }
 

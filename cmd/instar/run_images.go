@@ -268,6 +268,35 @@ func runImagesDiff(ctx context.Context, a *app, o *diffOptions, refA, refB strin
 		ui.Fields{"added": counts[diff.Added], "removed": counts[diff.Removed], "changed": counts[diff.Changed], "touched": counts[diff.Touched], "bytes": total})
 }
 
+func runImagesForget(ctx context.Context, a *app, o *imageStore, names []string) error {
+	for _, n := range names {
+		if err := chunked.CheckImageName(n); err != nil {
+			return usagef("%w", err)
+		}
+	}
+	s, err := a.browseImages(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	ok, err := a.confirm(ctx, fmt.Sprintf("Forget what this machine has seen of %s in %s, and accept an older state?", strings.Join(names, ", "), s))
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return failf(exitPrompt, "nothing was forgotten")
+	}
+	for _, n := range names {
+		if err := s.Forget(n); err != nil {
+			return err
+		}
+		if err := a.ui.Result("forgotten", "Forgot what was seen of "+n, ui.Fields{"image": n, "store": s.String()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func runImagesDelete(ctx context.Context, a *app, o *deleteImageOptions, ref string) error {
 	r, err := images.ParseRef(ref)
 	if err != nil {

@@ -84,7 +84,7 @@ func explainImage(err error) error {
 	case errors.Is(err, images.ErrNoImage):
 		return withHint(err, "\"instar images list\" shows what is in the store.")
 	case errors.Is(err, chunked.ErrRollback), errors.Is(err, chunked.ErrForked):
-		return withHint(err, "The store shows an older state than this machine has seen: an older copy was put back, or somebody hides the newest version. NAME@ and all 64 digits, as \"instar images list --versions --json\" shows them, reads a version all the same.\nIf it was you who put an older copy back: docs/images.md, \"How new it is\", says how to have it believed.")
+		return withHint(err, "The store shows an older state than this machine has seen: an older copy was put back, or somebody hides the newest version. NAME@ and all 64 digits, as \"instar images list --versions --json\" shows them, reads a version all the same.\nIf it was you who put an older copy back, \"instar images forget NAME\" has it believed.")
 	case errors.Is(err, chunked.ErrStale):
 		return withHint(err, "NAME@ and all 64 digits of a version reads it however old it is.")
 	}
