@@ -14,19 +14,22 @@ import (
 func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "instar",
-		Short: "capture a machine into a bundle on S3-compatible storage, and bring it back",
+		Short: "capture a machine into an image on S3-compatible storage, and bring it back",
 		Long: strings.TrimSpace(`
 Instar captures a running machine's root filesystem, straight from the live
-system to S3-compatible storage or a directory, as an EC2 bundle: a signed
-manifest and encrypted parts that ec2-ami-tools and euca2ools open as well. It
-reads each file once, needs no scratch disk and leaves no half-made bundle.
+system to S3-compatible storage or a directory, reading each file once, without
+a scratch disk, and leaving nothing half-made:
 
-Commands and options are those of ec2-ami-tools and euca2ools. Links to this
-program named ec2-bundle-vol, euca-bundle-vol and so on are those tools
-("instar links DIR" makes them). docs/options.md lists every option of both.`),
-		Example: `  instar bundle-vol --dry-run
+  as an image (create-image), of which only what changed is stored: encrypted,
+  signed with an SSH key, restored or booted whole; docs/images.md
+
+  as an EC2 bundle (bundle-vol), a signed manifest and encrypted parts that
+  ec2-ami-tools and euca2ools open as well. Commands and options are theirs.
+  Links to this program named ec2-bundle-vol, euca-bundle-vol and so on are those
+  tools ("instar links DIR" makes them); docs/options.md lists every option`),
+		Example: `  instar create-image --store s3://images/fleet --name web-1
+  instar restore web-1 --store s3://images/fleet --to root.img
   instar bundle-vol -b images/web-1 -k key.pem -c cert.pem -u 111122223333 --ec2cert ec2.pem
-  instar verify -b images/web-1 -m image.manifest.xml -c cert.pem
   instar download-and-unbundle -b images/web-1 -m image.manifest.xml -k key.pem -d root.img`,
 		SilenceErrors: true, SilenceUsage: true,
 		Args: func(_ *cobra.Command, args []string) error {
