@@ -173,10 +173,19 @@ func (m *machine) dhcp(ctx context.Context, links []netlink.Link) error {
 	for _, link := range links {
 		go func() {
 			var l lease
+			var refused error
 			err := until(ctx, func(ctx context.Context) (err error) {
 				l, err = m.askDHCP(ctx, link)
+				if errors.Is(err, errRefused) {
+					refused = err
+				}
 				return err
 			})
+			// What a server said tells more than the last try, which the
+			// deadline cut short.
+			if err != nil && refused != nil {
+				err = refused
+			}
 			answers <- answer{link, l, err}
 		}()
 	}
@@ -190,6 +199,9 @@ func (m *machine) dhcp(ctx context.Context, links []netlink.Link) error {
 	}
 	return errors.Join(errs...)
 }
+
+// errRefused: the DHCP server said no.
+var errRefused = errors.New("refused (NAK)")
 
 // askDHCP is one exchange with a DHCP server.
 func (m *machine) askDHCP(ctx context.Context, link netlink.Link) (lease, error) {
@@ -212,7 +224,7 @@ func (m *machine) askDHCP(ctx context.Context, link netlink.Link) (lease, error)
 			dhcpv4.OptionInterfaceMTU, dhcpv4.OptionClasslessStaticRoute))
 	if err != nil {
 		if nak, ok := errors.AsType[*nclient4.ErrNak](err); ok {
-			return lease{}, fmt.Errorf("the DHCP server %s refused (NAK): %s", server(nak.Nak), nak.Nak.Message())
+			return lease{}, fmt.Errorf("the DHCP server %s %w: %s", server(nak.Nak), errRefused, nak.Nak.Message())
 		}
 		if errors.Is(err, nclient4.ErrNoResponse) || errors.Is(err, context.DeadlineExceeded) {
 			return lease{}, errors.New("no DHCP server answers")
