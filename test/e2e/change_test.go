@@ -30,7 +30,7 @@ func TestChanges(t *testing.T) {
 cd "$1"
 mkdir aaa zzz
 head -c 200M /dev/urandom > aaa/big
-for f in shrinks empties grows vanishes replaced becomes-fifo becomes-link rewritten stays; do head -c 100000 /dev/urandom > zzz/$f; done
+for f in shrinks empties grows vanishes renewed replaced becomes-fifo becomes-link rewritten stays; do head -c 100000 /dev/urandom > zzz/$f; done
 ln zzz/shrinks zzz/shrinks-too
 mkdir zzz/dir; echo x > zzz/dir/inside; echo outside > aaa/outside`, "bash", root)
 	before := map[string]string{}
@@ -47,7 +47,7 @@ mkdir zzz/dir; echo x > zzz/dir/inside; echo outside > aaa/outside`, "bash", roo
 				loopfs.Run(t, "bash", "-ec", `
 cd "$1/zzz"
 truncate -s 5000 shrinks; : > empties; echo more >> grows; rm vanishes
-mv replaced away; echo other > replaced; rm becomes-fifo; mkfifo becomes-fifo; ln -sf ../aaa/outside becomes-link
+mv renewed old; echo other > renewed; mv replaced away; echo other > replaced; chmod 600 replaced; rm becomes-fifo; mkfifo becomes-fifo; ln -sf ../aaa/outside becomes-link
 head -c 100000 /dev/zero | tr '\0' z | dd of=rewritten conv=notrunc status=none
 mv dir dir2; ln -s ../aaa dir`, "bash", root)
 			})
@@ -56,7 +56,7 @@ mv dir dir2; ln -s ../aaa dir`, "bash", root)
 	})
 	at := server.Bucket(t) + "/change"
 	r := i.Want(t, instar.Changed, vol(i, root, "-p", "changed", "-b", at)...)
-	for _, f := range []string{"shrinks", "empties", "grows", "vanishes", "replaced", "becomes-fifo", "becomes-link", "rewritten"} {
+	for _, f := range []string{"shrinks", "empties", "grows", "vanishes", "renewed", "replaced", "becomes-fifo", "becomes-link", "rewritten"} {
 		if !strings.Contains(r.Stderr, "zzz/"+f) {
 			t.Errorf("zzz/%s is not named", f)
 		}
@@ -75,11 +75,12 @@ mv dir dir2; ln -s ../aaa dir`, "bash", root)
 	content := func(f string) string { return read(t, filepath.Join(got, "zzz", f)) }
 
 	// A file that shrank ends where it ended when it was read; one that grew, where
-	// it ended when it was planned.
+	// it ended when it was planned. One that was renewed, with the same owner and
+	// mode, has its new content.
 	for f, want := range map[string]string{
 		"shrinks": before["shrinks"][:5000], "shrinks-too": before["shrinks"][:5000],
 		"empties": "", "grows": before["grows"], "stays": before["stays"],
-		"rewritten": strings.Repeat("z", 100_000),
+		"rewritten": strings.Repeat("z", 100_000), "renewed": "other\n",
 	} {
 		if content(f) != want {
 			t.Errorf("zzz/%s holds other bytes than it should", f)
