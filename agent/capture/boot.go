@@ -13,6 +13,7 @@ import (
 
 	"github.com/instar-image/instar/bundle/rootfs"
 	"github.com/instar-image/instar/initrd"
+	"github.com/instar-image/instar/initrd/kernels"
 )
 
 // maxKernel bounds a kernel, in bytes.
@@ -81,7 +82,7 @@ func findKernel(root fs.FS, release string) (kernel, error) {
 		if (a.modules == "") != (b.modules == "") {
 			return map[bool]int{true: 1, false: -1}[a.modules == ""]
 		}
-		return compareReleases(b.release, a.release)
+		return kernels.CompareReleases(b.release, a.release)
 	})
 	return found[0], nil
 }
@@ -92,51 +93,6 @@ func readDir(root fs.FS, dir string) []fs.DirEntry {
 		return nil // there is no such directory
 	}
 	return entries
-}
-
-// compareReleases orders kernels' releases: numbers by value, all else by its
-// bytes, what ends before what goes on, as 6.1.0-9 before 6.1.0-18.
-func compareReleases(a, b string) int {
-	for a != "" && b != "" {
-		na, nb := digits(a), digits(b)
-		if na > 0 && nb > 0 {
-			x, y := strings.TrimLeft(a[:na], "0"), strings.TrimLeft(b[:nb], "0")
-			if len(x) != len(y) {
-				return len(x) - len(y)
-			}
-			if c := strings.Compare(x, y); c != 0 {
-				return c
-			}
-			a, b = a[na:], b[nb:]
-			continue
-		}
-		if a[0] != b[0] {
-			if a[0] == '~' { // Debian's sign for what goes before nothing
-				return -1
-			}
-			if b[0] == '~' {
-				return 1
-			}
-			return int(a[0]) - int(b[0])
-		}
-		a, b = a[1:], b[1:]
-	}
-	switch {
-	case strings.HasPrefix(a, "~"):
-		return -1
-	case strings.HasPrefix(b, "~"):
-		return 1
-	}
-	return len(a) - len(b)
-}
-
-func digits(s string) int {
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' {
-			return i
-		}
-	}
-	return len(s)
 }
 
 // buildInitrd writes the initrd that boots a captured root. It is not

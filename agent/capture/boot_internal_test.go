@@ -8,24 +8,6 @@ import (
 	"testing/fstest"
 )
 
-func TestCompareReleases(t *testing.T) {
-	sorted := []string{
-		"5.10.0-9-amd64", "5.10.0-28-amd64", "6.1.0-9-cloud-amd64", "6.1.0-18-amd64", "6.1.0-56-amd64", "6.1.9", "6.1.10",
-		"6.12~rc1-amd64", "6.12-amd64", "10.0.0",
-	}
-	for i := range sorted {
-		for j := range sorted {
-			c := compareReleases(sorted[i], sorted[j])
-			if (c < 0) != (i < j) || (c == 0) != (i == j) {
-				t.Errorf("compareReleases(%q, %q) = %d", sorted[i], sorted[j], c)
-			}
-		}
-	}
-	if !slices.IsSortedFunc(sorted, compareReleases) {
-		t.Error("not sorted")
-	}
-}
-
 func TestFindKernel(t *testing.T) {
 	file := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s), Mode: 0o644} }
 	dir := &fstest.MapFile{Mode: fs.ModeDir | 0o755}

@@ -91,20 +91,34 @@ func explainImage(err error) error {
 	return explainKeys(err)
 }
 
-// imageDisk opens a stream of an image.
-func imageDisk(ctx context.Context, img *images.Image, stream string) (*restore.Image, error) {
+// openDisk finds an image and opens one of its streams. The store is to be
+// closed when both are needed no more.
+func (a *app) openDisk(ctx context.Context, o *imageStore, ref string, f *fresh, stream string) (_ *images.Image, _ *restore.Image, closeStore func() error, err error) {
+	st, err := a.readImages(ctx, o)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, st.Close())
+		}
+	}()
+	img, err := a.resolve(ctx, st, ref, f)
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	index, err := img.Open(ctx)
 	if err != nil {
-		return nil, explainKeys(err)
+		return nil, nil, nil, explainKeys(err)
 	}
 	s, err := index.Stream(stream)
 	if errors.Is(err, chunked.ErrMissing) {
-		return nil, withHint(failf(exitFile, "image %s@%s has no %s", img.Manifest.Name, img.Name.String()[:digits], stream), "It was captured with --no-kernel, or from a root without a kernel, or imported.")
+		err = withHint(failf(exitFile, "image %s@%s has no %s", img.Manifest.Name, img.Name.String()[:digits], stream), "It was captured with --no-kernel, or from a root without a kernel, or imported.")
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
-	return &restore.Image{Stream: s, Name: img.Name}, nil
+	return img, &restore.Image{Stream: s, Name: img.Name}, st.Close, nil
 }
 
 // target says what a path is: a device, or a file that may be written.
@@ -139,23 +153,15 @@ func runRestore(ctx context.Context, a *app, o *restoreOptions, ref string) erro
 			return err
 		}
 	}
-	s, err := a.readImages(ctx, &o.imageStore)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	img, err := a.resolve(ctx, s, ref, &o.fresh)
-	if err != nil {
-		return err
-	}
 	stream := o.stream
 	if stream == "" {
 		stream = chunked.StreamDisk
 	}
-	d, err := imageDisk(ctx, img, stream)
+	img, d, closeStore, err := a.openDisk(ctx, &o.imageStore, ref, &o.fresh, stream)
 	if err != nil {
 		return err
 	}
+	defer closeStore()
 	m, err := d.Map(ctx)
 	if err != nil {
 		return err
@@ -218,19 +224,11 @@ func runExport(ctx context.Context, a *app, o *exportOptions, ref string) error 
 	} else if device {
 		return withHint(usagef("--to: %s is a device", o.to), "\"instar restore\" writes devices.")
 	}
-	s, err := a.readImages(ctx, &o.imageStore)
+	img, d, closeStore, err := a.openDisk(ctx, &o.imageStore, ref, &o.fresh, chunked.StreamDisk)
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	img, err := a.resolve(ctx, s, ref, &o.fresh)
-	if err != nil {
-		return err
-	}
-	d, err := imageDisk(ctx, img, chunked.StreamDisk)
-	if err != nil {
-		return err
-	}
+	defer closeStore()
 	m, err := d.Map(ctx)
 	if err != nil {
 		return err
@@ -263,15 +261,11 @@ func exportBundle(ctx context.Context, a *app, o *exportOptions, ref string) err
 	if err != nil {
 		return err
 	}
-	s, err := a.readImages(ctx, &o.imageStore)
+	img, d, closeStore, err := a.openDisk(ctx, &o.imageStore, ref, &o.fresh, chunked.StreamDisk)
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	img, err := a.resolve(ctx, s, ref, &o.fresh)
-	if err != nil {
-		return err
-	}
+	defer closeStore()
 	if o.arch == "" {
 		o.arch = img.Manifest.Architecture
 	}
@@ -283,10 +277,6 @@ func exportBundle(ctx context.Context, a *app, o *exportOptions, ref string) err
 		for _, m := range img.Manifest.BlockDeviceMapping {
 			b.BlockDeviceMapping = append(b.BlockDeviceMapping, ec2.Mapping{Virtual: m.Virtual, Device: m.Device})
 		}
-	}
-	d, err := imageDisk(ctx, img, chunked.StreamDisk)
-	if err != nil {
-		return err
 	}
 	disk, err := restore.ForBundle(ctx, d.Stream, img.Manifest.Created, streamCache)
 	if err != nil {

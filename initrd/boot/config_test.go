@@ -183,14 +183,3 @@ func TestModuleOrder(t *testing.T) {
 		t.Errorf("%s\nwant %s", got, want)
 	}
 }
-
-func TestCompareReleases(t *testing.T) {
-	sorted := []string{"5.10.0-9-amd64", "6.1.0-2-amd64", "6.1.0-56-amd64", "6.1.0-056-cloud", "6.1.10", "6.10", "10.0"}
-	for i := range sorted {
-		for j := range sorted {
-			if got := compareReleases(sorted[i], sorted[j]); (got < 0) != (i < j) && !(i >= j && got >= 0) {
-				t.Errorf("%s and %s: %d", sorted[i], sorted[j], got)
-			}
-		}
-	}
-}

@@ -10,13 +10,13 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/u-root/u-root/pkg/cpio"
 	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/agent/inject/inroot"
+	"github.com/instar-image/instar/initrd/kernels"
 )
 
 // HandoverFile is where the initrd of a kernel that was started by kexec finds
@@ -107,7 +107,7 @@ func imageKernel(root *inroot.Root, wanted string) (release string, kernel *os.F
 		}
 		return "", nil, fmt.Errorf("the image has no %s to kexec", what)
 	}
-	release = slices.MaxFunc(found, compareReleases)
+	release = slices.MaxFunc(found, kernels.CompareReleases)
 	f, err := root.OpenFile("/boot/vmlinuz-" + release)
 	if err != nil {
 		return "", nil, fmt.Errorf("opening the image's kernel: %w", err)
@@ -155,34 +155,6 @@ func unpackedKernel(f *os.File) (*os.File, error) {
 	}
 	f.Close()
 	return os.Open(out.Name()) // what is open for writing is not loaded
-}
-
-// compareReleases orders kernel releases: numbers in them count as numbers.
-func compareReleases(a, b string) int {
-	for a != "" && b != "" {
-		x, y := numberPrefix(a), numberPrefix(b)
-		switch {
-		case x == "" || y == "":
-			if a[0] != b[0] {
-				return int(a[0]) - int(b[0])
-			}
-			a, b = a[1:], b[1:]
-			continue
-		}
-		a, b = a[len(x):], b[len(y):]
-		x, y = strings.TrimLeft(x, "0"), strings.TrimLeft(y, "0")
-		if len(x) != len(y) {
-			return len(x) - len(y)
-		}
-		if c := strings.Compare(x, y); c != 0 {
-			return c
-		}
-	}
-	return len(a) - len(b)
-}
-
-func numberPrefix(s string) string {
-	return s[:len(s)-len(strings.TrimLeftFunc(s, func(r rune) bool { return r <= unicode.MaxASCII && unicode.IsDigit(r) }))]
 }
 
 // kexecModules are the modules without which a root on a common disk is not

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/instar-image/instar/initrd/kernels"
 )
 
 // hostArch is this machine's architecture as QEMU and EC2 call it.
@@ -46,7 +48,7 @@ func KernelOf(ctx context.Context, disk, dir string) (kernel, release, root stri
 	if len(releases) == 0 {
 		return "", "", "", fmt.Errorf("%w: no /boot/vmlinuz-RELEASE in %s", ErrNoKernel, disk)
 	}
-	slices.SortFunc(releases, compareVersions)
+	slices.SortFunc(releases, kernels.CompareReleases)
 	release = releases[len(releases)-1]
 	kernel = filepath.Join(dir, "vmlinuz")
 	if err := debugfs(ctx, disk, fmt.Sprintf("dump /boot/vmlinuz-%s %s", release, kernel)); err != nil {
@@ -145,31 +147,4 @@ func debugfsList(ctx context.Context, disk, dir string) ([]string, error) {
 		}
 	}
 	return names, nil
-}
-
-// compareVersions orders releases by their numbers: 6.1.0-10 after 6.1.0-9.
-func compareVersions(a, b string) int {
-	for a != "" && b != "" {
-		na, nb := digits(a), digits(b)
-		if na > 0 && nb > 0 {
-			x, y := strings.TrimLeft(a[:na], "0"), strings.TrimLeft(b[:nb], "0")
-			if len(x) != len(y) {
-				return len(x) - len(y)
-			}
-			if c := strings.Compare(x, y); c != 0 {
-				return c
-			}
-			a, b = a[na:], b[nb:]
-			continue
-		}
-		if a[0] != b[0] {
-			return int(a[0]) - int(b[0])
-		}
-		a, b = a[1:], b[1:]
-	}
-	return len(a) - len(b)
-}
-
-func digits(s string) int {
-	return len(s) - len(strings.TrimLeft(s, "0123456789"))
 }
