@@ -88,7 +88,7 @@ and watchdog are told to systemd.`, `
   instar metadata serve --instances ./instances --state ./state --control ./ctl.sock --listen 127.0.0.1:8080`,
 		func(ctx context.Context) error { return runMetadataServe(ctx, a, &o) })
 	f := flagsOf(cmd)
-	const test = "TestMetadata"
+	const test = "metadata-serve"
 	f.text(&o.instances, "instances", "", "`DIR` with one YAML file per instance, or the URL of a store with sealed records", ofUs, test)
 	f.text(&o.signers, "signers", "", "with a store: allowed_signers `FILE`, who may sign which instances' records", ofUs, test)
 	f.text(&o.identity, "identity", "", "with a store: `FILE` with the age identity that opens records", ofUs, test)

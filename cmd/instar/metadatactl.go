@@ -50,7 +50,7 @@ the socket may steer the server: file permissions decide that.`),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	p := flags{ctl.PersistentFlags()}
-	p.text(&socket, "control", "", "the server's control socket, a `PATH`", ofUs, "TestMetadata")
+	p.text(&socket, "control", "", "the server's control socket, a `PATH`", ofUs, "metadata-serve")
 
 	// add adds a subcommand of n arguments, or with n < 0 of at least -n.
 	add := func(use, short string, n int, run func(context.Context, *server.Client, []string) error) {

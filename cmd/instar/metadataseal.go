@@ -48,7 +48,7 @@ instar-instance" does) and puts it into the store that "metadata serve
 			return a.ui.Result("sealed", name+" in "+s.String(), ui.Fields{"instance-id": in.ID, "object": name, "store": s.String()})
 		})
 	f := flagsOf(cmd)
-	const test = "TestMetadata"
+	const test = "metadata-serve"
 	f.text(&record, "record", "", "the instance's YAML `FILE`", ofUs, test)
 	f.text(&key, "key", "", "sign with the SSH private key in `FILE`", ofUs, test)
 	f.list(&recipients, "recipient", "", "seal to an age `RECIPIENT`, age1...; may be repeated", ofUs, test)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/instar-image/instar/cmd/instar/internal/optdoc"
 )
@@ -140,6 +142,54 @@ func TestNamedTestsUseTheOption(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestOwnOptionsAreUsed checks the same of the options that no peer has. Groups
+// of options are shared by commands, and their test is some script that uses
+// them; a Test… that is named exists somewhere in the module.
+func TestOwnOptionsAreUsed(t *testing.T) {
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	var scripts []byte
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		scripts = append(scripts, data...)
+	}
+	var walk func(*cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		for _, c := range cmd.Commands() {
+			walk(c)
+		}
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if f.Hidden || f.Annotations[noteRefused] != nil || f.Annotations[noteOrigin] != nil {
+				return
+			}
+			for _, name := range f.Annotations[noteTest] {
+				if strings.HasPrefix(name, "Test") {
+					if exec.CommandContext(t.Context(), "grep", "-rq", "--include=*_test.go", "func "+name+"(", "../..").Run() != nil {
+						t.Errorf("%s --%s: there is no %s", cmd.CommandPath(), f.Name, name)
+					}
+					continue
+				}
+				if !slices.Contains(files, filepath.Join("testdata/script", name+".txtar")) {
+					t.Errorf("%s --%s: there is no script %s", cmd.CommandPath(), f.Name, name)
+				}
+				option := "--" + f.Name
+				if f.Shorthand != "" {
+					option += "|-" + f.Shorthand
+				}
+				if !regexp.MustCompile(`(?m)instar .*\s(` + option + `)(\s|=|"|\)|$)`).Match(scripts) {
+					t.Errorf("%s: no script uses %s", cmd.CommandPath(), option)
+				}
+			}
+		})
+	}
+	walk(testRoot())
 }
 
 // TestRefused gives every refused option and command to the program, under
