@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync"
 )
 
 // Source gives the objects of a store back. Its methods are called
@@ -28,6 +29,14 @@ type Mover interface {
 	Moved(ctx context.Context, at Location) (Location, error)
 }
 
+// Rereader is what a [Source] implements that may have read from elsewhere than
+// the store itself, from a cache for instance.
+type Rereader interface {
+	// RereadPack is ReadPack from the store. It is asked when what ReadPack gave
+	// was not what was written.
+	RereadPack(ctx context.Context, n Name, off int64, p []byte) error
+}
+
 // ErrNotMoved is what [Mover] fails with if nothing is known of a chunk.
 var ErrNotMoved = errors.New("not moved")
 
@@ -44,6 +53,7 @@ type Index struct {
 	root     *Root
 	u        *unpacker
 	segments *cache[SegmentRef, *Segment] // Pos is 0
+	rooms    sync.Pool                    // of *fetchRoom
 }
 
 // OpenIndex reads and checks the index root n, which has size bytes, and opens

@@ -21,6 +21,11 @@ func (x *Index) read(ctx context.Context, c Chunk, sealed, dst []byte) ([]byte, 
 		if err == nil {
 			return p, nil
 		}
+		if again, ok := x.src.(Rereader); ok && ctx.Err() == nil && errors.Is(err, ErrCorrupt) {
+			if p, rerr := x.readBy(ctx, again.RereadPack, c, at, sealed, dst); rerr == nil {
+				return p, nil
+			}
+		}
 		if ctx.Err() != nil {
 			return nil, err
 		}
@@ -42,6 +47,11 @@ func (x *Index) read(ctx context.Context, c Chunk, sealed, dst []byte) ([]byte, 
 }
 
 func (x *Index) readAt(ctx context.Context, c Chunk, at Location, sealed, dst []byte) ([]byte, error) {
+	return x.readBy(ctx, x.src.ReadPack, c, at, sealed, dst)
+}
+
+// readBy reads and opens one chunk, whose bytes get gives.
+func (x *Index) readBy(ctx context.Context, get func(context.Context, Name, int64, []byte) error, c Chunk, at Location, sealed, dst []byte) ([]byte, error) {
 	c.At = at
 	if err := c.check(); err != nil {
 		return nil, err
@@ -50,7 +60,7 @@ func (x *Index) readAt(ctx context.Context, c Chunk, at Location, sealed, dst []
 		sealed = make([]byte, at.Sealed)
 	}
 	sealed = sealed[:at.Sealed]
-	if err := x.src.ReadPack(ctx, at.Pack, at.Offset, sealed); err != nil {
+	if err := get(ctx, at.Pack, at.Offset, sealed); err != nil {
 		return nil, fmt.Errorf("read %s: %w", chunkObject(c.Digest, at), err)
 	}
 	return x.u.open(&c, sealed, dst)
