@@ -1,0 +1,49 @@
+package resident_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+
+	"github.com/instar-image/instar/initrd"
+	"github.com/instar-image/instar/initrd/internal/qemutest"
+)
+
+// TestResident runs a guest that writes to a root whose server is killed three
+// times and then replaced by the disk.
+func TestResident(t *testing.T) {
+	kernel, root := qemutest.Kernel(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "initrd")
+	f, err := os.Create(file)
+	must(t, err)
+	defer f.Close()
+	_, err = initrd.Build(t.Context(), initrd.Options{
+		Init: qemutest.BuildProgram(t, "./testdata/guest"), Modules: os.DirFS(root),
+		ModuleNames: []string{"virtio_pci", "virtio_blk", "dm_mod", "nbd"},
+	}, f)
+	must(t, err)
+	disk := filepath.Join(dir, "disk")
+	must(t, os.WriteFile(disk, nil, 0o600))
+	must(t, os.Truncate(disk, 16<<20))
+	out := qemutest.Run(t, qemutest.Guest{Kernel: kernel, Initrd: file, Args: qemutest.Disk(disk)}, nil)
+	for _, want := range []string{
+		`(GUEST killed: 50 writes later(?s:.*)){3}`, `the root is on the local disk, which took its place in [0-9.µm]+s`, `GUEST pids \[\]\n`, `GUEST table \[\{0 16711680 25[0-9]:0 0\}\] <nil>`,
+		`GUEST nbd is loaded: false`, `GUEST checked true\nGUEST done`,
+	} {
+		if !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("the guest does not say %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
