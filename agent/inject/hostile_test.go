@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/instar-image/instar/agent/inject/inroot"
 )
 
 const (
@@ -149,17 +151,19 @@ func changed(before, after map[string]string) []string {
 
 const standard = "home/alice/.ssh/authorized_keys"
 
-// hostile lists homes and configurations that may be traps. want "" means
-// that the key must be written, to file (default: alice's authorized_keys);
-// else the error has want in it and nothing at all has changed, but for .ssh
-// directories that are the user's own.
-var hostile = []struct {
+type hostileCase struct {
 	name  string
 	user  string
 	setup func(p place)
 	want  string
 	file  string
-}{
+}
+
+// hostile lists homes and configurations that may be traps. want "" means
+// that the key must be written, to file (default: alice's authorized_keys);
+// else the error has want in it and nothing at all has changed, but for .ssh
+// directories that are the user's own.
+var hostile = []hostileCase{
 	{name: "nothing there", setup: func(p place) {}},
 	{name: "ssh directory there", setup: func(p place) { p.dir("/home/alice/.ssh", alice, 0o700) }},
 	{name: "ssh directory too open", setup: func(p place) { p.dir("/home/alice/.ssh", alice, 0o777) }},
@@ -368,65 +372,118 @@ func (p place) bind(from, to string) {
 	p.t.Cleanup(func() { unix.Unmount(p.at(to), unix.MNT_DETACH) })
 }
 
+// TestHostileHomes takes every case three ways: keys authorized by name, keys of
+// metadata as initrd and agent write them, and keys of metadata withdrawn.
 func TestHostileHomes(t *testing.T) {
 	if len(hostile) < 60 {
 		t.Errorf("%d cases, fewer than the 60 promised", len(hostile))
 	}
+	key := testKey(1, "injected")
+	sync := func(p place, user string, keys ...string) error {
+		_, err := Apply(p.t.Context(), Options{Root: p.root, Steps: []Step{StepKeys}}, Instance{ID: "i-1", User: user, Keys: keys})
+		return err
+	}
 	for _, c := range hostile {
+		if c.user == "" {
+			c.user = "alice"
+		}
+		if c.file == "" {
+			c.file = standard
+		}
 		t.Run(c.name, func(t *testing.T) {
 			p := newPlace(t)
 			c.setup(p)
-			user, file := c.user, c.file
-			if user == "" {
-				user = "alice"
-			}
-			if file == "" {
-				file = standard
-			}
-			before := p.snapshot()
-			key := testKey(1, "injected")
-			_, err := Authorize(p.root, user, []string{key}, func(string) {})
-			after := p.snapshot()
+			c.check(p, key, func() error {
+				_, err := Authorize(p.root, c.user, []string{key}, func(string) {})
+				return err
+			})
+		})
+		t.Run(c.name+", keys of metadata", func(t *testing.T) {
+			p := newPlace(t)
+			c.setup(p)
+			c.check(p, key, func() error { return sync(p, c.user, key) })
+			// What could be written can be withdrawn: nothing else changes.
 			if c.want != "" {
-				if err == nil || !strings.Contains(err.Error(), c.want) {
-					t.Errorf("error %v, want one with %q", err, c.want)
-				}
-				for _, n := range changed(before, after) {
-					// Making or closing the user's own .ssh is no harm.
-					if strings.HasPrefix(after[n], "d") && n == "root/home/alice/.ssh" {
-						continue
-					}
-					if n == "root/home/alice" && before[n] == after[n] {
-						continue
-					}
-					t.Errorf("refused, yet %s changed: %q, was %q", n, after[n], before[n])
-				}
 				return
 			}
-			if err != nil {
-				t.Fatal(err)
+			before := p.snapshot()
+			must(t, sync(p, c.user))
+			for _, n := range changed(before, p.snapshot()) {
+				if n != "root/"+c.file && n != "root/var/lib/instar/keys" {
+					t.Errorf("withdrawing the key changed %s", n)
+				}
 			}
-			data, err := os.ReadFile(p.at(file))
-			if err != nil || !strings.Contains("\n"+string(data), "\n"+key+"\n") {
-				t.Fatalf("%s lacks the key (%v)", file, err)
+			if data, err := os.ReadFile(p.at(c.file)); err != nil || strings.Contains(string(data), key) {
+				t.Errorf("%s still has the key (%v)", c.file, err)
 			}
-			wantMode := fmt.Sprintf("-rw------- %d:%d", alice, alice)
-			if user == "root" {
-				wantMode = "-rw------- 0:0"
+		})
+		t.Run(c.name+", key withdrawn", func(t *testing.T) {
+			p := newPlace(t)
+			c.setup(p)
+			user := c.user
+			if CheckUser(user) != nil {
+				return // can be in no record
 			}
-			if !strings.HasPrefix(file, "home/") && user != "root" && !strings.HasPrefix(file, "srv/") {
-				wantMode = "-rw-r--r-- 0:0"
-			}
-			if got := after["root/"+file]; !strings.HasPrefix(got, wantMode) {
-				t.Errorf("%s is %q, want %q", file, got, wantMode)
-			}
-			dir := filepath.Dir("root/" + file)
-			for _, n := range changed(before, after) {
-				if n != "root/"+file && n != dir && !(n == "root/home/alice" && before[n] == "") {
-					t.Errorf("%s changed beside the key file: %q, was %q", n, after[n], before[n])
+			// The record says that the key is metadata's; the home became hostile since.
+			p.dir("/var/lib/instar", 0, 0o700)
+			h, err := inroot.Open(p.root)
+			must(t, err)
+			defer h.Close()
+			must(t, (&hierarchy{h}).writeKeyRecord(keyRecord{Users: map[string][]string{user: {key}}}))
+			before := p.snapshot()
+			_ = sync(p, user)
+			for _, n := range changed(before, p.snapshot()) {
+				if n != "root/"+c.file && n != "root/var/lib/instar/keys" {
+					t.Errorf("%s changed", n)
 				}
 			}
 		})
+	}
+}
+
+// check does it and looks whether it came as the case wants it.
+func (c hostileCase) check(p place, key string, do func() error) {
+	t := p.t
+	before := p.snapshot()
+	err := do()
+	after := p.snapshot()
+	// The record of what came from metadata is not the user's.
+	ours := func(n string) bool { return n == "root/var" || strings.HasPrefix(n, "root/var/lib") }
+	if c.want != "" {
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("error %v, want one with %q", err, c.want)
+		}
+		for _, n := range changed(before, after) {
+			// Making or closing the user's own .ssh is no harm.
+			if ours(n) || strings.HasPrefix(after[n], "d") && n == "root/home/alice/.ssh" {
+				continue
+			}
+			t.Errorf("refused, yet %s changed: %q, was %q", n, after[n], before[n])
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(p.at(c.file))
+	if err != nil || !strings.Contains("\n"+string(data), "\n"+key+"\n") {
+		t.Fatalf("%s lacks the key (%v)", c.file, err)
+	}
+	wantMode := fmt.Sprintf("-rw------- %d:%d", alice, alice)
+	if c.user == "root" {
+		wantMode = "-rw------- 0:0"
+	}
+	if !strings.HasPrefix(c.file, "home/") && c.user != "root" && !strings.HasPrefix(c.file, "srv/") {
+		wantMode = "-rw-r--r-- 0:0"
+	}
+	if got := after["root/"+c.file]; !strings.HasPrefix(got, wantMode) {
+		t.Errorf("%s is %q, want %q", c.file, got, wantMode)
+	}
+	dir := filepath.Dir("root/" + c.file)
+	for _, n := range changed(before, after) {
+		if !ours(n) && n != "root/"+c.file && n != dir && !(n == "root/home/alice" && before[n] == "") {
+			t.Errorf("%s changed beside the key file: %q, was %q", n, after[n], before[n])
+		}
 	}
 }
 
@@ -441,7 +498,9 @@ func TestLinkRace(t *testing.T) {
 	must(t, os.Rename(p.at("/home/alice/real"), p.at("/home/alice/.ssh")))
 	watched := func() map[string]string {
 		s := p.snapshot()
-		maps.DeleteFunc(s, func(n, _ string) bool { return strings.HasPrefix(n, "root/home/alice/") })
+		maps.DeleteFunc(s, func(n, _ string) bool {
+			return strings.HasPrefix(n, "root/home/alice/") || n == "root/var" || strings.HasPrefix(n, "root/var/lib")
+		})
 		return s
 	}
 	before := watched()
@@ -463,7 +522,14 @@ func TestLinkRace(t *testing.T) {
 	})
 	written, refused := 0, 0
 	for i := range 1500 {
-		if _, err := Authorize(p.root, "alice", []string{testKey(byte(i), fmt.Sprint("race ", i))}, func(string) {}); err != nil {
+		key := testKey(byte(i), fmt.Sprint("race ", i))
+		var err error
+		if i%2 == 0 {
+			_, err = Authorize(p.root, "alice", []string{key}, func(string) {})
+		} else { // adds this key, withdraws the one of before
+			_, err = Apply(t.Context(), Options{Root: p.root, Steps: []Step{StepKeys}}, Instance{ID: "i-1", User: "alice", Keys: []string{key}})
+		}
+		if err != nil {
 			refused++
 		} else {
 			written++

@@ -10,11 +10,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"strings"
+	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 // setHostname writes /etc/hostname.
@@ -63,6 +66,29 @@ func (h *hierarchy) freshMachineID() (string, error) {
 		}
 	}
 	return id, nil
+}
+
+// machineIDOfThisBoot is the machine-id, if systemd made it when this system
+// started: it does where an image has none. It may lie on a mount then, which
+// cannot be replaced.
+func (h *hierarchy) machineIDOfThisBoot() (string, bool) {
+	f, err := h.OpenFile("/etc/machine-id")
+	if err != nil {
+		return "", false
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	var info unix.Sysinfo_t
+	if err != nil || unix.Sysinfo(&info) != nil {
+		return "", false
+	}
+	booted := time.Now().Add(-time.Duration(info.Uptime) * time.Second)
+	data, err := io.ReadAll(io.LimitReader(f, 64))
+	id := strings.TrimSpace(string(data))
+	if err != nil || len(id) != 32 || st.ModTime().Before(booted.Add(-2*time.Second)) {
+		return "", false
+	}
+	return id, true
 }
 
 // freshHostKeys removes the SSH host keys of the root and makes new ones: of

@@ -5,8 +5,8 @@
 // In comes the directory of the root, mounted by the initrd or live, and what
 // is known of the instance; out comes a report of what was done. On the root's
 // disk it touches /etc/hostname, /etc/machine-id, /etc/fstab, /etc/ssh, the
-// login user's authorized_keys and Instar's journal in /var/lib/instar; all
-// else goes to /run. Paths are resolved inside the root and cannot lead out of
+// login user's authorized_keys and, in /var/lib/instar, Instar's journal and
+// its record of the keys that came from metadata; all else goes to /run. Paths are resolved inside the root and cannot lead out of
 // it; a user's files are written with that user's rights.
 package inject
 
@@ -15,12 +15,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
-	"github.com/instar-image/instar/agent/inject/journal"
+	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/agent/inject/inroot"
+	"github.com/instar-image/instar/agent/inject/journal"
 )
 
 // Instance is what the metadata says of an instance.
@@ -46,7 +49,25 @@ type Options struct {
 	// Report is told each thing done, as one line without secrets. Warnings,
 	// things that were not done and the boot can do without, come with warn set.
 	Report func(line string, warn bool)
+	// Steps are what is done of it; nil: everything.
+	Steps []Step
+	// Live says that Root is the running system's: the kernel gets the hostname
+	// too, and a machine-id that was made in this boot stays.
+	Live bool
 }
+
+// Step is a part of what Apply does.
+type Step string
+
+// The steps, in their order.
+const (
+	StepIdentity Step = "identity" // machine-id and SSH host keys
+	StepHostname Step = "hostname"
+	StepFstab    Step = "fstab"
+	StepKeys     Step = "keys" // authorized_keys, in step with metadata
+	StepFacts    Step = "facts"
+	StepUserData Step = "user-data"
+)
 
 // Result is what Apply did.
 type Result struct {
@@ -54,12 +75,15 @@ type Result struct {
 	MachineID string   // of a new instance
 	HostKeys  []string // public SSH host keys made, as in a .pub file
 	KeysAdded int
-	CloudInit bool // cloud-init is in charge of keys, hostname and user data
+	// KeysWithdrawn are lines removed: written for metadata before, which has
+	// them no more.
+	KeysWithdrawn int
+	CloudInit     bool // cloud-init is in charge of keys, hostname and user data
 }
 
 // identityStep is the journal's name for machine-id and host keys; unlike user
 // data it is repeated when it was interrupted.
-const identityStep = "identity"
+const identityStep = string(StepIdentity)
 
 // Apply makes the root in o that of the instance. It may be called on every
 // boot: what is once per instance is done once per instance. Its error says
@@ -79,11 +103,23 @@ func Apply(ctx context.Context, o Options, in Instance) (*Result, error) {
 	h := &hierarchy{root}
 	a := &application{h: h, o: o, in: in, res: &Result{}}
 	a.res.CloudInit = h.cloudInit()
-	for _, step := range []func() error{a.checkKeys, a.identity, a.hostname, a.fstab, a.keys, a.facts, a.userData} {
+	if err := a.checkKeys(); err != nil {
+		a.errs = append(a.errs, err)
+	}
+	for _, step := range []struct {
+		name Step
+		do   func() error
+	}{
+		{StepIdentity, a.identity}, {StepHostname, a.hostname}, {StepFstab, a.fstab},
+		{StepKeys, a.keys}, {StepFacts, a.facts}, {StepUserData, a.userData},
+	} {
+		if o.Steps != nil && !slices.Contains(o.Steps, step.name) {
+			continue
+		}
 		if err := ctx.Err(); err != nil {
 			return a.res, err
 		}
-		if err := step(); err != nil {
+		if err := step.do(); err != nil {
 			a.errs = append(a.errs, err)
 		}
 	}
@@ -112,6 +148,8 @@ type application struct {
 	in   Instance
 	res  *Result
 	errs []error
+
+	refused bool // a key of the instance was left aside
 }
 
 func (a *application) say(warn bool, format string, args ...any) {
@@ -141,9 +179,8 @@ func (a *application) identity() error {
 	if err != nil {
 		return err
 	}
-	a.res.MachineID, err = a.h.freshMachineID()
+	a.res.MachineID, err = a.machineID()
 	if err == nil {
-		a.say(false, "fresh machine-id %s", a.res.MachineID)
 		host := a.in.Hostname
 		if host == "" || CheckHostname(host) != nil {
 			host = a.in.ID
@@ -159,12 +196,34 @@ func (a *application) identity() error {
 	return j.End(a.in.ID, identityStep, false, "")
 }
 
+// machineID gives the root a machine-id of its own, and tells of it.
+func (a *application) machineID() (string, error) {
+	if a.o.Live {
+		if id, ok := a.h.machineIDOfThisBoot(); ok {
+			a.say(false, "machine-id %s, made in this boot", id)
+			return id, nil
+		}
+	}
+	id, err := a.h.freshMachineID()
+	if err == nil && a.o.Live {
+		a.say(false, "fresh machine-id %s, from the next boot on", id)
+	} else if err == nil {
+		a.say(false, "fresh machine-id %s", id)
+	}
+	return id, err
+}
+
 func (a *application) hostname() error {
 	if a.in.Hostname == "" || a.res.CloudInit {
 		return nil
 	}
 	if err := a.h.setHostname(a.in.Hostname); err != nil {
 		return fmt.Errorf("setting the hostname: %w", err)
+	}
+	if a.o.Live {
+		if err := unix.Sethostname([]byte(a.in.Hostname)); err != nil {
+			return fmt.Errorf("setting the running system's hostname: %w", err)
+		}
 	}
 	a.say(false, "hostname %s", a.in.Hostname)
 	return nil
@@ -192,25 +251,8 @@ func (a *application) checkKeys() error {
 		}
 		good = append(good, k)
 	}
-	a.in.Keys = good
+	a.in.Keys, a.refused = good, len(errs) > 0
 	return errors.Join(errs...)
-}
-
-func (a *application) keys() error {
-	if a.res.CloudInit || len(a.in.Keys) == 0 {
-		return nil
-	}
-	user := a.in.User
-	if user == "" {
-		user = "root"
-	}
-	added, err := a.h.authorize(user, a.in.Keys, func(s string) { a.say(true, "%s", s) })
-	if err != nil {
-		return err
-	}
-	a.res.KeysAdded = added
-	a.say(false, "%d SSH keys for user %s, %d of them new", len(a.in.Keys), user, added)
-	return nil
 }
 
 // Authorize adds lines, keys with or without options, to the authorized_keys
@@ -275,6 +317,35 @@ func (a *application) userData() error {
 }
 
 const journalFile = "/var/lib/instar/journal"
+
+// CloudInit tells whether cloud-init is installed in the root directory and
+// enabled: then it is in charge of keys, hostname and user data.
+func CloudInit(root string) (bool, error) {
+	r, err := inroot.Open(root)
+	if err != nil {
+		return false, err
+	}
+	defer r.Close()
+	return (&hierarchy{r}).cloudInit(), nil
+}
+
+// ReadJournal looks at the journal of a root directory: see [journal.Read].
+func ReadJournal(root string) (journal.View, error) {
+	h, err := inroot.Open(root)
+	if err != nil {
+		return journal.View{}, err
+	}
+	defer h.Close()
+	dir, err := h.OpenDir("/var/lib/instar")
+	if errors.Is(err, fs.ErrNotExist) {
+		return journal.View{}, nil
+	}
+	if err != nil {
+		return journal.View{}, fmt.Errorf("opening the journal's directory: %w", err)
+	}
+	defer dir.Close()
+	return journal.Read(dir)
+}
 
 // OpenJournal opens the journal of a root directory, making /var/lib/instar
 // where it is absent.

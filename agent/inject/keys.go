@@ -42,62 +42,92 @@ func CheckKey(line string, options bool) error {
 	return nil
 }
 
+// keyEdit is a change to the authorized_keys of a user.
+type keyEdit struct {
+	user        string
+	add, remove []string
+	dry         bool // look only; nothing is made
+}
+
+// keyEdited is what a keyEdit changed, or with dry would change.
+type keyEdited struct {
+	added   []string // lines of add that were not there
+	removed int      // lines
+}
+
 // authorize adds the lines to the authorized_keys of the user, keeping what
 // is there. The file is written with that user's rights; it reports how many
 // lines were new.
 func (h *hierarchy) authorize(user string, lines []string, warn func(string)) (added int, err error) {
-	a, err := h.lookup(user)
+	done, err := h.editKeys(keyEdit{user: user, add: lines}, warn)
+	return len(done.added), err
+}
+
+// editKeys carries out e with the rights of its user; lines that it does not
+// name stay as they are.
+func (h *hierarchy) editKeys(e keyEdit, warn func(string)) (done keyEdited, err error) {
+	a, err := h.lookup(e.user)
 	if err != nil {
-		return 0, err
+		return done, err
 	}
 	conf, err := h.readSSHDConfig()
 	if err != nil {
-		return 0, err
+		return done, err
 	}
 	name, inHome, err := conf.keyFile(a)
 	if err != nil {
-		return 0, err
+		return done, err
 	}
 	if !inHome {
-		return h.authorizeCentrally(name, lines)
+		return h.editCentrally(name, e)
 	}
-	home, err := h.openHome(a)
+	home, err := h.openHome(a, e.makes())
+	if errors.Is(err, fs.ErrNotExist) && !e.makes() {
+		return keyEdited{added: e.add}, nil
+	}
 	if err != nil {
-		return 0, err
+		return done, err
 	}
 	defer home.Close()
 	st, err := home.Stat()
 	if err != nil {
-		return 0, err
+		return done, err
 	}
 	if owner := st.Sys().(*syscall.Stat_t).Uid; int(owner) != a.uid && owner != 0 {
-		return 0, fmt.Errorf("home directory %q belongs to user %d, not to %s (%d) or root", a.home, owner, a.name, a.uid)
+		return done, fmt.Errorf("home directory %q belongs to user %d, not to %s (%d) or root", a.home, owner, a.name, a.uid)
 	}
-	if st.Mode().Perm()&0o022 != 0 {
+	if st.Mode().Perm()&0o022 != 0 && e.makes() {
 		warn(fmt.Sprintf("home directory %s is writable by others (%v): sshd refuses its keys unless StrictModes is off", a.home, st.Mode().Perm()))
 	}
 	full := path.Join(a.home, name)
 	fileLabel, dirLabel := h.LabelFor(full, false), h.LabelFor(path.Dir(full), true)
 	err = asUser(a.uid, a.gid, func() error {
-		dir, err := openKeyDir(home, path.Dir(name), a, dirLabel)
+		dir, err := openKeyDir(home, path.Dir(name), a, dirLabel, e.makes())
+		if errors.Is(err, fs.ErrNotExist) && !e.makes() {
+			done.added = e.add
+			return nil
+		}
 		if err != nil {
 			return err
 		}
 		defer dir.Close()
-		added, err = addLines(dir, path.Base(name), lines, a.uid, 0o600, fileLabel)
+		done, err = editLines(dir, path.Base(name), e, a.uid, 0o600, fileLabel)
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("writing SSH keys of user %s: %w", user, err)
+		return keyEdited{}, fmt.Errorf("writing SSH keys of user %s: %w", e.user, err)
 	}
-	return added, nil
+	return done, nil
 }
 
-// openHome opens the home directory, making it if only the last element is
-// absent and root alone can write its parent.
-func (h *hierarchy) openHome(a account) (*os.File, error) {
+// makes tells whether directories are made that the edit needs.
+func (e keyEdit) makes() bool { return len(e.add) > 0 && !e.dry }
+
+// openHome opens the home directory, with make making it if only the last
+// element is absent and root alone can write its parent.
+func (h *hierarchy) openHome(a account, make bool) (*os.File, error) {
 	home, err := h.OpenDir(a.home)
-	if !errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, fs.ErrNotExist) || !make {
 		return home, err
 	}
 	parent, perr := h.OpenDir(path.Dir(path.Clean(a.home)))
@@ -135,21 +165,24 @@ func ownedByRoot(dir *os.File) error {
 	return nil
 }
 
-// openKeyDir opens dir below home, making what is absent, as the user and with
-// the SELinux label given.
-func openKeyDir(home *os.File, dir string, a account, label string) (*os.File, error) {
+// openKeyDir opens dir below home as the user, with make making what is
+// absent, with the SELinux label given.
+func openKeyDir(home *os.File, dir string, a account, label string, make bool) (*os.File, error) {
 	at, err := inroot.Openat2(home, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0, inside)
 	if err != nil || dir == "." {
 		return at, err
 	}
 	for part := range strings.SplitSeq(dir, "/") {
-		made := unix.Mkdirat(int(at.Fd()), part, 0o700)
-		if made != nil && !errors.Is(made, unix.EEXIST) {
+		made := unix.EEXIST
+		if make {
+			made, _ = unix.Mkdirat(int(at.Fd()), part, 0o700).(unix.Errno)
+		}
+		if made != 0 && made != unix.EEXIST {
 			at.Close()
 			return nil, &os.PathError{Op: "mkdir", Path: path.Join(at.Name(), part), Err: made}
 		}
 		next, err := inroot.Openat2(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0, inside)
-		if err == nil && made == nil {
+		if err == nil && made == 0 {
 			if err = inroot.Label(next, at, label); err != nil {
 				next.Close()
 			}
@@ -164,7 +197,7 @@ func openKeyDir(home *os.File, dir string, a account, label string) (*os.File, e
 	if err == nil {
 		if owner := int(st.Sys().(*syscall.Stat_t).Uid); owner != a.uid {
 			err = fmt.Errorf("directory %q belongs to user %d, not to %s (%d)", at.Name(), owner, a.name, a.uid)
-		} else if st.Mode().Perm() != 0o700 {
+		} else if st.Mode().Perm() != 0o700 && make {
 			err = at.Chmod(0o700)
 		}
 	}
@@ -186,52 +219,68 @@ func explain(err error) error {
 	return err
 }
 
-// addLines rewrites the key file base of dir with the lines that it lacks.
-func addLines(dir *os.File, base string, lines []string, owner int, perm uint32, label string) (int, error) {
+// editLines rewrites the key file base of dir by e, if it changes anything.
+func editLines(dir *os.File, base string, e keyEdit, owner int, perm uint32, label string) (keyEdited, error) {
 	var old []byte
 	f, err := inroot.Openat2(dir, base, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0, inside)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return 0, explain(err)
+		return keyEdited{}, explain(err)
 	default:
 		defer f.Close()
 		st, err := f.Stat()
 		if err != nil {
-			return 0, err
+			return keyEdited{}, err
 		}
 		sys := st.Sys().(*syscall.Stat_t)
 		if !st.Mode().IsRegular() {
-			return 0, fmt.Errorf("%q is not a regular file (%v)", f.Name(), st.Mode().Type())
+			return keyEdited{}, fmt.Errorf("%q is not a regular file (%v)", f.Name(), st.Mode().Type())
 		}
 		if int(sys.Uid) != owner {
-			return 0, fmt.Errorf("%q belongs to user %d, not to %d", f.Name(), sys.Uid, owner)
+			return keyEdited{}, fmt.Errorf("%q belongs to user %d, not to %d", f.Name(), sys.Uid, owner)
 		}
 		if old, err = inroot.ReadSmall(f); err != nil {
-			return 0, err
+			return keyEdited{}, err
 		}
+	}
+	out, done := e.apply(old)
+	if e.dry || len(done.added) == 0 && done.removed == 0 {
+		return done, nil
+	}
+	return done, inroot.ReplaceAt(dir, base, out, perm, label)
+}
+
+// apply makes the new content of a key file from the old.
+func (e keyEdit) apply(old []byte) ([]byte, keyEdited) {
+	var done keyEdited
+	remove := make(map[string]bool)
+	for _, line := range e.remove {
+		remove[keyOf(line)] = true
 	}
 	have := make(map[string]bool)
+	var out bytes.Buffer
 	for line := range strings.Lines(string(old)) {
-		have[keyOf(line)] = true
+		k := keyOf(line)
+		if remove[k] {
+			done.removed++
+			continue
+		}
+		have[k] = true
+		out.WriteString(line)
 	}
-	out := bytes.NewBuffer(old)
-	if len(old) > 0 && old[len(old)-1] != '\n' {
+	if n := out.Len(); n > 0 && out.Bytes()[n-1] != '\n' {
 		out.WriteByte('\n')
 	}
-	added := 0
-	for _, line := range lines {
+	for _, line := range e.add {
 		if k := keyOf(line); !have[k] {
 			have[k] = true
-			added++
-			out.WriteString(strings.TrimSpace(line))
-			out.WriteByte('\n')
+			line = strings.TrimSpace(line)
+			done.added = append(done.added, line)
+			out.WriteString(line + "\n")
 		}
 	}
-	if added == 0 {
-		return 0, nil
-	}
-	return added, inroot.ReplaceAt(dir, base, out.Bytes(), perm, label)
+	return out.Bytes(), done
 }
 
 // keyOf is what makes a line the same key as another: type and key without
@@ -245,16 +294,16 @@ func keyOf(line string) string {
 	return strings.Join(opts, ",") + " " + string(k.Marshal())
 }
 
-// authorizeCentrally adds the lines to a key file outside the home directory,
-// which must be root's alone, as sshd demands.
-func (h *hierarchy) authorizeCentrally(name string, lines []string) (int, error) {
+// editCentrally edits a key file outside the home directory, which must be
+// root's alone, as sshd demands.
+func (h *hierarchy) editCentrally(name string, e keyEdit) (keyEdited, error) {
 	dir, err := inroot.Openat2(h.Dir(), strings.TrimPrefix(path.Dir(name), "/"), unix.O_RDONLY|unix.O_DIRECTORY, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {
-		return 0, fmt.Errorf("key file %q of sshd's AuthorizedKeysFile: %w", name, explain(err))
+		return keyEdited{}, fmt.Errorf("key file %q of sshd's AuthorizedKeysFile: %w", name, explain(err))
 	}
 	defer dir.Close()
 	if err := ownedByRoot(dir); err != nil {
-		return 0, fmt.Errorf("key file %q of sshd's AuthorizedKeysFile: %w", name, err)
+		return keyEdited{}, fmt.Errorf("key file %q of sshd's AuthorizedKeysFile: %w", name, err)
 	}
-	return addLines(dir, path.Base(name), lines, 0, 0o644, h.LabelFor(name, false))
+	return editLines(dir, path.Base(name), e, 0, 0o644, h.LabelFor(name, false))
 }

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"strconv"
@@ -13,6 +14,9 @@ type account struct {
 	uid, gid int
 	home     string
 }
+
+// errNoUser says that the root knows no such user.
+var errNoUser = errors.New("no such user")
 
 // lookup finds the user name in the root's own /etc/passwd, never the host's.
 func (h *hierarchy) lookup(name string) (account, error) {
@@ -43,7 +47,7 @@ func (h *hierarchy) lookup(name string) (account, error) {
 		}
 		return a, nil
 	}
-	return account{}, fmt.Errorf("user %q is not in /etc/passwd: name the image's login user in the instance's record or by instar.user=", name)
+	return account{}, fmt.Errorf("%w: user %q is not in /etc/passwd: name the image's login user in the instance's record or by instar.user=", errNoUser, name)
 }
 
 // CheckUser says why name is no user name.

@@ -44,12 +44,16 @@ type Options struct {
 	// NoTokens asks without a token from the start; for services that hang on
 	// the token request.
 	NoTokens bool
+	// TokensOnly never asks without a token: a service that knows none, or a
+	// proxy in its place, is refused.
+	TokensOnly bool
 }
 
 // Client asks one metadata service. It may be used concurrently.
 type Client struct {
-	base string
-	http *http.Client
+	base       string
+	http       *http.Client
+	tokensOnly bool
 
 	mu    sync.Mutex // covers the two below
 	asked bool
@@ -66,7 +70,7 @@ func New(o Options) (*Client, error) {
 		return nil, fmt.Errorf("metadata endpoint %q: want http://HOST[:PORT]", o.Endpoint)
 	}
 	return &Client{
-		base: strings.TrimRight(o.Endpoint, "/"), asked: o.NoTokens,
+		base: strings.TrimRight(o.Endpoint, "/"), asked: o.NoTokens, tokensOnly: o.TokensOnly,
 		http: &http.Client{
 			// The service is on the link: a proxy would answer for its own machine.
 			Transport: &http.Transport{
@@ -81,24 +85,88 @@ func New(o Options) (*Client, error) {
 // Get returns one value of the tree under latest/meta-data/. The error is or
 // wraps one of the package's; how long to wait is ctx's to say.
 func (c *Client) Get(ctx context.Context, path string) (string, error) {
-	token, err := c.session(ctx)
+	body, err := c.get(ctx, "meta-data/"+path)
+	return strings.TrimSuffix(body, "\n"), err
+}
+
+// UserData returns the instance's user data as it stands; nil if there is none.
+func (c *Client) UserData(ctx context.Context) ([]byte, error) {
+	body, err := c.get(ctx, "user-data")
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	h := http.Header{}
-	if token != "" {
-		h.Set("X-aws-ec2-metadata-token", token)
+	return []byte(body), nil
+}
+
+// maxKeys bounds how many public keys are read.
+const maxKeys = 100
+
+// PublicKeys returns the instance's SSH public keys, as lines of an
+// authorized_keys file; none if the service lists none.
+func (c *Client) PublicKeys(ctx context.Context) ([]string, error) {
+	list, err := c.Get(ctx, "public-keys/")
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
 	}
-	status, body, err := c.do(ctx, http.MethodGet, "/latest/meta-data/"+path, h)
-	switch {
-	case err != nil:
-		return "", err
-	case status == http.StatusNotFound:
-		return "", fmt.Errorf("%w: %s", ErrNotFound, path)
-	case status != http.StatusOK:
-		return "", fmt.Errorf("%w %s: HTTP status %d", ErrRefused, path, status)
+	if err != nil {
+		return nil, err
 	}
-	return strings.TrimSuffix(body, "\n"), nil
+	var keys []string
+	for _, line := range lines(list) {
+		index, _, ok := strings.Cut(line, "=")
+		if !ok || index == "" || strings.Trim(index, "0123456789") != "" {
+			return nil, fmt.Errorf("%w: its list of public keys has a line that is not INDEX=NAME", ErrRefused)
+		}
+		if len(keys) >= maxKeys {
+			return nil, fmt.Errorf("%w: it lists more than %d public keys", ErrRefused, maxKeys)
+		}
+		key, err := c.Get(ctx, "public-keys/"+index+"/openssh-key")
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, strings.TrimSpace(key))
+	}
+	return keys, nil
+}
+
+// get reads below latest/. A token that the service no longer takes is
+// replaced once.
+func (c *Client) get(ctx context.Context, path string) (string, error) {
+	for try := 0; ; try++ {
+		token, err := c.session(ctx)
+		if err != nil {
+			return "", err
+		}
+		h := http.Header{}
+		if token != "" {
+			h.Set("X-aws-ec2-metadata-token", token)
+		}
+		status, body, err := c.do(ctx, http.MethodGet, "/latest/"+path, h)
+		switch {
+		case err != nil:
+			return "", err
+		case status == http.StatusUnauthorized && token != "" && try == 0:
+			c.forget(token)
+			continue
+		case status == http.StatusNotFound:
+			return "", fmt.Errorf("%w: %s", ErrNotFound, strings.TrimPrefix(path, "meta-data/"))
+		case status != http.StatusOK:
+			return "", fmt.Errorf("%w %s: HTTP status %d", ErrRefused, strings.TrimPrefix(path, "meta-data/"), status)
+		}
+		return body, nil
+	}
+}
+
+// forget drops a token, if it is still the one in use.
+func (c *Client) forget(token string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.token == token {
+		c.asked, c.token = false, ""
+	}
 }
 
 // session gets a token once. A service that answers 403, 404 or 405 to the
@@ -115,7 +183,12 @@ func (c *Client) session(ctx context.Context) (string, error) {
 	case err != nil:
 		return "", err
 	case status == http.StatusOK:
+		if strings.ContainsAny(body, "\r\n") || body == "" {
+			return "", fmt.Errorf("%w a token: what it gave is none", ErrRefused)
+		}
 		c.token = body
+	case c.tokensOnly:
+		return "", fmt.Errorf("%w a token: HTTP status %d", ErrRefused, status)
 	case status == http.StatusForbidden, status == http.StatusNotFound, status == http.StatusMethodNotAllowed, status == http.StatusNotImplemented:
 	default:
 		return "", fmt.Errorf("%w a token: HTTP status %d", ErrRefused, status)

@@ -25,6 +25,8 @@ var rank = map[string]int{
 var sideways = []struct{ from, to string }{
 	{"agent/capture", "initrd"},        // the kernel and initrd travel with the image
 	{"agent/capture", "metadata/imds"}, // --inherit asks the machine's metadata
+	{"agent/boot", "metadata/imds"},    // who this machine is
+	{"agent/watch", "metadata/imds"},   // spot and maintenance notices
 	{"initrd/boot", "agent/inject"},
 	{"initrd/boot", "metadata/ticket"}, // the client's half of launch tickets
 	{"initrd/launch", "metadata"},

@@ -125,6 +125,79 @@ func (j *Journal) load() error {
 	return nil
 }
 
+// View is what a journal says, without being opened for writing.
+type View struct {
+	Records []Record // in the order they were written
+	// Busy: somebody has the journal open. Steps that are started are then
+	// being done; else they were interrupted.
+	Busy bool
+}
+
+// Read looks at the journal in dir without waiting for its lock and without
+// changing it. A journal that does not exist is empty.
+func Read(dir *os.File) (View, error) {
+	fd, err := unix.Openat(int(dir.Fd()), "journal", unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return View{}, nil
+	}
+	name := filepath.Join(dir.Name(), "journal")
+	if err != nil {
+		return View{}, fmt.Errorf("opening journal %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	var v View
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return v, err
+	case !st.Mode().IsRegular():
+		return v, fmt.Errorf("journal %s: not a regular file (%v)", name, st.Mode().Type())
+	}
+	switch err := unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		v.Busy = true
+	case err != nil:
+		return v, fmt.Errorf("locking journal %s: %w", name, err)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return v, err
+	}
+	if len(data) > maxSize {
+		return v, fmt.Errorf("journal %s: %w: longer than %d bytes", name, ErrDamaged, maxSize)
+	}
+	if v.Records, _, err = parse(data); err != nil {
+		return v, fmt.Errorf("journal %s: %w", name, err)
+	}
+	return v, nil
+}
+
+// Last is the newest record of each of the instance's steps, in the order the
+// steps were begun. A step that nobody does and that has no end is Interrupted.
+func (v View) Last(instance string) []Record {
+	var steps []Record
+	for _, r := range v.Records {
+		if r.Instance != instance {
+			continue
+		}
+		i := 0
+		for i < len(steps) && steps[i].Step != r.Step {
+			i++
+		}
+		if i == len(steps) {
+			steps = append(steps, r)
+		}
+		steps[i] = r
+	}
+	for i := range steps {
+		if steps[i].State == Started && !v.Busy {
+			steps[i].State = Interrupted
+		}
+	}
+	return steps
+}
+
 // parse splits the file into records; torn is the length of an unfinished
 // last line.
 func parse(data []byte) (records []Record, torn int, err error) {

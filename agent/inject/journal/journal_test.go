@@ -131,3 +131,44 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestReadWaitsForNobody(t *testing.T) {
+	dir := t.TempDir()
+	look := func() View {
+		d, err := os.Open(dir)
+		check(t, err)
+		defer d.Close()
+		v, err := Read(d)
+		check(t, err)
+		return v
+	}
+	if v := look(); v.Busy || len(v.Records) > 0 {
+		t.Errorf("no journal: %+v", v)
+	}
+	j := open(t, dir)
+	check(t, j.Begin("i-1", "a"))
+	check(t, j.End("i-1", "a", false, ""))
+	check(t, j.Begin("i-1", "b"))
+	check(t, j.Begin("i-2", "a"))
+	states := func(v View) string {
+		var out []string
+		for _, r := range v.Last("i-1") {
+			out = append(out, r.Step+" "+string(r.State))
+		}
+		return strings.Join(out, ", ")
+	}
+	if v := look(); !v.Busy || states(v) != "a finished, b started" {
+		t.Errorf("while it is open: busy %v, %s", v.Busy, states(v))
+	}
+	check(t, j.Close())
+	before, err := os.ReadFile(filepath.Join(dir, "journal"))
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(dir, "journal"), append(before, "{torn"...), 0o600))
+	if v := look(); v.Busy || states(v) != "a finished, b interrupted" {
+		t.Errorf("after its end: busy %v, %s", v.Busy, states(v))
+	}
+	after, err := os.ReadFile(filepath.Join(dir, "journal"))
+	if err != nil || string(after) != string(before)+"{torn" {
+		t.Error("looking changed the journal")
+	}
+}
