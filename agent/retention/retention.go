@@ -1,11 +1,10 @@
-// Package schedule says when captures are made and which of them are kept.
+// Package retention says which versions of an image are kept, and removes the
+// others.
 //
-// In go a name, a calendar expression of systemd's and what is to be captured;
-// out come a timer and a service unit that start a task at the agent, and, of
-// the versions of an image, which ones a retention policy removes. The package
-// writes its own units in one directory, asks systemd to take them up through
-// what it is handed, and deletes versions of the image it is told, no others.
-package schedule
+// In go a policy and the versions there are; out comes a decision about each,
+// with its reasons. The policy is a function of these alone; [Prune] carries
+// it out on a store and deletes versions of the image it is told, no others.
+package retention
 
 import (
 	"cmp"
