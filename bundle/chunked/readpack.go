@@ -9,9 +9,7 @@ import (
 // With is the index read from another source. Both share what was read and
 // checked of it.
 func (x *Index) With(src Source) *Index {
-	y := *x
-	y.src = src
-	return &y
+	return &Index{src: src, root: x.root, u: x.u, segments: x.segments}
 }
 
 // ReadChunks reads chunks that lie in one pack, by ascending offset, in one
