@@ -165,3 +165,42 @@ func sameCredentials(a, b Options) bool {
 	}
 	return *a.Credentials == *b.Credentials
 }
+
+// CheckConditional makes sure that a store refuses a Put whose condition does
+// not hold. Servers that take the header and write all the same are
+// [ErrUnsupported]: with them a compare-and-swap loses what others wrote. It
+// stores a small object of a new name that begins with prefix, and deletes it.
+func CheckConditional(ctx context.Context, s Store, prefix string) error {
+	var b [12]byte
+	rand.Read(b[:])
+	key := prefix + hex.EncodeToString(b[:])
+	first, err := PutBytes(ctx, s, key, []byte("Instar checks that conditions of writes are kept. This may be deleted.\n"), PutOptions{IfNoneMatch: true})
+	if err != nil {
+		return err
+	}
+	tries := []struct {
+		what string
+		o    PutOptions
+	}{
+		{"If-None-Match: * (only if there is nothing)", PutOptions{IfNoneMatch: true}},
+		{"If-Match (only if nothing changed)", PutOptions{IfMatch: "00000000000000000000000000000000"}},
+	}
+	for i, t := range tries {
+		_, err := PutBytes(ctx, s, key, fmt.Appendf(nil, "condition %d\n", i), t.o)
+		if errors.Is(err, ErrExist) {
+			continue
+		}
+		if err == nil {
+			err = newError("put", s.String(), key, ErrUnsupported, fmt.Errorf("the server takes %s and writes all the same", t.what))
+		}
+		return errors.Join(err, s.Delete(context.WithoutCancel(ctx), key))
+	}
+	// The right condition must hold.
+	if _, err := PutBytes(ctx, s, key, []byte("conditions are kept\n"), PutOptions{IfMatch: first.ETag}); err != nil {
+		return errors.Join(err, s.Delete(context.WithoutCancel(ctx), key))
+	}
+	if err := s.Delete(ctx, key); err != nil && !errors.Is(err, ErrAccess) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,178 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/upload"
+)
+
+const (
+	alice = "111111111111"
+	bob   = "222222222222"
+	carol = "333333333333"
+)
+
+var epoch = time.Date(2026, 11, 22, 5, 0, 0, 0, time.UTC)
+
+func testSigner(t testing.TB) keys.Signer {
+	t.Helper()
+	s, err := keys.WriteSigningKey(filepath.Join(t.TempDir(), "key"), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func trustIn(ks ...ssh.PublicKey) *keys.AllowedSigners {
+	var l []keys.AllowedSigner
+	for _, k := range ks {
+		l = append(l, keys.AllowedSigner{Principals: "*", Namespaces: Namespace, Key: k})
+	}
+	return keys.NewAllowedSigners(l...)
+}
+
+func dirStore(t testing.TB) upload.Store {
+	t.Helper()
+	s, err := upload.Open(t.Context(), "file://"+t.TempDir(), upload.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// open opens the catalog of a store with a signer it trusts.
+func open(t testing.TB, s upload.Store, signer keys.Signer, change func(*Options)) *Catalog {
+	t.Helper()
+	o := Options{Trust: trustIn(signer.Public()), Signer: signer}
+	if change != nil {
+		change(&o)
+	}
+	c, err := Open(s, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// fresh is a new catalog of region test-1.
+func fresh(t testing.TB) *Catalog {
+	t.Helper()
+	c := open(t, dirStore(t), testSigner(t), nil)
+	if err := c.Create(t.Context(), "test-1"); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// record registers an image without bytes.
+func record(t testing.TB, c *Catalog, owner, name string) *Image {
+	t.Helper()
+	m, err := c.Register(t.Context(), Call{Account: owner}, Registration{Image: Image{Name: name, RootDeviceName: "/dev/sda1", Architecture: "x86_64"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func code(t testing.TB, err error, want string) {
+	t.Helper()
+	if got := CodeOf(err); got != want {
+		t.Errorf("%v: code %q, want %q", err, got, want)
+	}
+}
+
+func TestLifecycle(t *testing.T) {
+	c := fresh(t)
+	ctx := t.Context()
+	a := Call{Account: alice, By: "test"}
+	m := record(t, c, alice, "web-1")
+	_, err := c.Register(ctx, a, Registration{Image: Image{Name: "web-1", RootDeviceName: "/dev/sda1"}})
+	code(t, err, CodeAMINameDuplicate)
+	record(t, c, bob, "web-1") // another owner's names are others
+	code(t, c.Deregister(ctx, Call{Account: bob}, m.ID), CodeAMINotFound)
+	if _, err := c.ModifyLaunchPermissions(ctx, a, m.ID, Permissions{Accounts: []string{bob}}, Permissions{}); err != nil {
+		t.Fatal(err)
+	}
+	code(t, c.Deregister(ctx, Call{Account: bob}, m.ID), CodeAuthFailure)
+	code(t, c.Deregister(ctx, Call{Account: bob, DryRun: true}, m.ID), CodeUnauthorized)
+	code(t, c.Deregister(ctx, Call{Account: alice, DryRun: true}, m.ID), CodeDryRun)
+	if err := c.SetTags(ctx, a, []string{m.ID}, Tags{"env": "prod", "b": ""}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.SetProtection(ctx, a, m.ID, true, false); err != nil {
+		t.Fatal(err)
+	}
+	code(t, c.Deregister(ctx, a, m.ID), CodeNotPermitted)
+	if _, err := c.SetProtection(ctx, a, m.ID, false, false); err != nil {
+		t.Fatal(err)
+	}
+	v, err := c.View(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := v.Describe(ctx, bob, Query{Filters: []Filter{{"tag:env", []string{"p*"}}, {"name", []string{"web-?"}}}})
+	if err != nil || len(found) != 1 || found[0].ID != m.ID {
+		t.Fatalf("%v, %v", found, err)
+	}
+	if err := c.Deregister(ctx, a, m.ID); err != nil {
+		t.Fatal(err)
+	}
+	code(t, c.Deregister(ctx, a, m.ID), CodeAMIUnavailable)
+	record(t, c, alice, "web-1") // the name is free again
+}
+
+// TestAtOnce: many changes at once, from two processes' worth of catalogs.
+func TestAtOnce(t *testing.T) {
+	s, signer := dirStore(t), testSigner(t)
+	var all []*Catalog
+	for range 3 {
+		all = append(all, open(t, s, signer, nil))
+	}
+	if err := all[0].Create(t.Context(), "test-1"); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 30 {
+		wg.Go(func() {
+			_, err := all[i%3].Register(t.Context(), Call{Account: alice}, Registration{Image: Image{Name: fmt.Sprintf("name-%d", i/2), RootDeviceName: "/dev/sda1"}})
+			if err != nil && CodeOf(err) != CodeAMINameDuplicate {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	v, err := all[1].View(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, err := range v.Images(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 15 {
+		t.Errorf("%d images, want 15", n)
+	}
+}
+
+func TestCancelled(t *testing.T) {
+	c := fresh(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Renew(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	record(t, c, alice, "after")
+}
