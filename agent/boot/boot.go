@@ -99,6 +99,11 @@ func newRun(o Options) (*run, error) {
 	if r.Root == "" {
 		r.Root = "/"
 	}
+	root, err := filepath.Abs(r.Root)
+	if err != nil {
+		return nil, err
+	}
+	r.Root = root
 	if r.Run == "" {
 		r.Run = filepath.Join(r.Root, "run")
 	}

@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 var metadataTree = map[string]string{
 	"ami-id": "ami-22222222", "ancestor-ami-ids": "ami-11111111", "kernel-id": "aki-fromimds", "ramdisk-id": "ari-fromimds",
 	"product-codes": "IMDSCODE", "block-device-mapping/": "ami\nroot", "block-device-mapping/ami": "sda1", "block-device-mapping/root": "/dev/sda1",
+	"instance-id": "i-0123456789abcdef0", "local-hostname": "web-1", "public-keys/": "0=laptop",
+	"public-keys/0/openssh-key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIqIPd7b19kHzxcBjHGZw2E73YQM8XtzNK8VgrXRdpt2 laptop",
+	"../user-data":              "#!/bin/sh\necho the secret is hunter2; exit 3\n",
 }
 
 func serveMetadata(w http.ResponseWriter, r *http.Request) {
@@ -41,7 +44,11 @@ func serveMetadata(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, token)
 		return
 	}
-	v, ok := metadataTree[strings.TrimPrefix(r.URL.Path, "/latest/meta-data/")]
+	path := strings.TrimPrefix(r.URL.Path, "/latest/meta-data/")
+	if r.URL.Path == "/latest/user-data" {
+		path = "../user-data"
+	}
+	v, ok := metadataTree[path]
 	if r.Header.Get("X-aws-ec2-metadata-token") != token || !ok {
 		http.NotFound(w, r)
 		return
