@@ -1,19 +1,29 @@
 package main
 
 import (
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/instar-image/instar/agent/server"
 )
 
-// newAgent makes the commands of the agent on the host.
+// The commands of the agent.
+
 func newAgent(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "agent", Short: "capture this machine from a service, by schedule, and make it its instance's own",
+		Use: "agent", Short: "capture this machine by schedule or on request, as a service",
 		Long: strings.TrimSpace(`
-The agent on the host: captures that are asked for over a socket or by schedule,
-and what a machine does when it starts. docs/agent.md`),
-		Example: `  instar agent boot status`,
+The agent takes captures on request, runs one after the other at low priority,
+remembers them over restarts, and is watched from outside. "instar agent
+install" makes it a systemd service; "instar agent ctl" talks to it. The
+machine is its instance's own from the first boot on with "instar agent boot".
+docs/agent.md describes it.`),
+		Example: `  instar agent install
+  instar agent ctl start create-image --store s3://images/fleet --name web-1
+  instar agent ctl list
+  instar agent boot status`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usagef("unknown command %q", "agent "+args[0])
@@ -22,6 +32,18 @@ and what a machine does when it starts. docs/agent.md`),
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newAgentBoot(a))
+	cmd.AddCommand(newAgentRun(a), newAgentCtl(a), newAgentWork(a), newAgentBoot(a))
 	return cmd
 }
+
+// agentState is where an agent keeps its tasks.
+const agentState = "/var/lib/instar/agent"
+
+// agentPlaces are the options that say where an agent is.
+type agentPlaces struct{ socket, state string }
+
+func newAgentPlaces() agentPlaces {
+	return agentPlaces{socket: server.DefaultSocket, state: agentState}
+}
+
+func (o *agentPlaces) tasks() string { return filepath.Join(o.state, "tasks") }

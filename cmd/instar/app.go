@@ -42,6 +42,10 @@ type app struct {
 
 	ui   *ui.Printer
 	conf *config.Config
+
+	// For a capture that a worker of the agent makes: nil otherwise.
+	onProgress  func(label string, total int64)
+	snapshotted func() // the volume is read from a snapshot from now on
 }
 
 func newApp(args []string, stdin io.Reader, stdout, stderr io.Writer, getenv func(string) string) *app {
@@ -57,6 +61,7 @@ func (a *app) newUI() {
 	a.ui = ui.New(ui.Options{
 		Stdout: a.stdout, Stderr: a.stderr, Tool: a.tool, JSON: a.json, Quiet: a.quiet, Debug: a.debug,
 		NoColor: a.getenv("NO_COLOR") != "" || a.getenv("TERM") == "dumb", Journal: a.getenv("JOURNAL_STREAM"),
+		OnProgress: a.onProgress,
 	})
 }
 

@@ -30,6 +30,9 @@ type Progress struct {
 // Progress begins to show progress towards total bytes (0: not known). Any
 // earlier one must have been ended.
 func (p *Printer) Progress(label string, total int64) *Progress {
+	if p.o.OnProgress != nil {
+		p.o.OnProgress(label, total)
+	}
 	g := &Progress{p: p, label: label, start: time.Now(), stop: make(chan struct{}), ended: make(chan struct{})}
 	g.total.Store(total)
 	g.at = g.start

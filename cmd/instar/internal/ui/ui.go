@@ -37,6 +37,9 @@ type Options struct {
 	Debug          bool
 	NoColor        bool
 	Journal        string // JOURNAL_STREAM
+	// OnProgress is called when something begins whose progress is shown, with
+	// its label and its bytes (0: not known); nil for nobody.
+	OnProgress func(label string, total int64)
 }
 
 // Fields are the further members of a JSON object.
@@ -90,6 +93,22 @@ func (p *Printer) Terminal() bool { return p.terminal }
 
 // JSON reports whether output is objects.
 func (p *Printer) JSON() bool { return p.o.JSON }
+
+// Log is a structured log: fields of the journal where stderr is connected to
+// it, a line with them elsewhere.
+func (p *Printer) Log() zerolog.Logger {
+	level := zerolog.InfoLevel
+	switch {
+	case p.o.Debug:
+		level = zerolog.DebugLevel
+	case p.o.Quiet:
+		level = zerolog.WarnLevel
+	}
+	if p.journal {
+		return zerolog.New(journald.NewJournalDWriter()).Level(level)
+	}
+	return zerolog.New(lineWriter{p}).Level(level).With().Timestamp().Logger()
+}
 
 // Result prints what the command was asked for: human to stdout, or, with
 // JSON, an object of this type. An empty human text prints nothing.

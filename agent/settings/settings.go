@@ -1,0 +1,114 @@
+// Package settings reads how an agent is to work: /etc/instar/agent.yaml.
+//
+// In goes the file's text; out come values that can be meant, or the line of
+// the first that cannot. The package reads the one file and writes nothing.
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/instar-image/instar/agent/task"
+)
+
+// File is the name of the settings in the directory of the machine's configuration.
+const File = "agent.yaml"
+
+// maxFile bounds the file, in bytes.
+const maxFile = 1 << 20
+
+// Settings are all there is to set. What is left out has the default that is
+// named; stores, keys and endpoints are config.yaml's.
+type Settings struct {
+	// AdminGroup is the group whose members may start and end tasks beside
+	// root; ViewGroup is that of those who may look.
+	AdminGroup string `yaml:"admin-group"`
+	ViewGroup  string `yaml:"view-group"`
+	// Running is how many tasks run at once, default 1; Keep how many that have
+	// ended are remembered, default 100.
+	Running int `yaml:"running"`
+	Keep    int `yaml:"keep"`
+	// Limits hold for tasks that do not bring their own.
+	Limits task.Limits `yaml:"limits"`
+	// Quiesce likewise.
+	Quiesce *task.Quiesce `yaml:"quiesce"`
+	// SecretKeyFile holds the S3 secret key. Systemd reads it for the worker
+	// (LoadCredential=), and with Encrypted decrypts it
+	// (LoadCredentialEncrypted=, systemd-creds(1)).
+	SecretKeyFile string `yaml:"secret-key-file"`
+	Encrypted     bool   `yaml:"secret-key-encrypted"`
+	// MetricsListen is an address for /metrics and /healthz beside the socket,
+	// on loopback.
+	MetricsListen string `yaml:"metrics-listen"`
+}
+
+// Read reads the settings; a file that is not there is as an empty one.
+func Read(path string) (*Settings, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &Settings{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the agent's settings: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the agent's settings: %w", err)
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("%s: longer than %d bytes", path, maxFile)
+	}
+	s, err := Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, nil
+}
+
+// Parse reads settings from YAML. A name that is not known is an error.
+func Parse(data []byte) (*Settings, error) {
+	var s Settings
+	var doc yaml.Node
+	if err := yaml.Unmarshal(data, &doc); err != nil {
+		return nil, err
+	}
+	if doc.Kind != 0 && len(doc.Content) > 0 && doc.Content[0].Tag != "!!null" { // else there are only comments
+		if err := yaml.Load(data, &s, yaml.WithKnownFields()); err != nil {
+			return nil, err
+		}
+	}
+	return &s, s.check()
+}
+
+func (s *Settings) check() error {
+	if s.Running < 0 || s.Running > 64 || s.Keep < 0 || s.Keep > 100000 {
+		return errors.New("running: 1 to 64 tasks, keep: up to 100000")
+	}
+	if err := s.Limits.Check(); err != nil {
+		return err
+	}
+	if err := s.Quiesce.Check(); err != nil {
+		return err
+	}
+	if s.SecretKeyFile != "" && !filepath.IsAbs(s.SecretKeyFile) {
+		return fmt.Errorf("secret-key-file %q: give an absolute path", s.SecretKeyFile)
+	}
+	if s.Encrypted && s.SecretKeyFile == "" {
+		return errors.New("secret-key-encrypted is about secret-key-file, which is not given")
+	}
+	if s.MetricsListen != "" {
+		host, _, err := net.SplitHostPort(s.MetricsListen)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			return fmt.Errorf("metrics-listen %q: give a loopback address and a port, as 127.0.0.1:9256", s.MetricsListen)
+		}
+	}
+	return nil
+}

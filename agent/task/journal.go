@@ -1,0 +1,289 @@
+package task
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files of a task in the directory of an agent's tasks, each named by the task's ID.
+const (
+	taskSuffix   = ".json"   // the task; what was acknowledged is there
+	logSuffix    = ".log"    // what the worker tells, a JSON object a line
+	resultSuffix = ".result" // how the worker ended; written whole, last
+	lockSuffix   = ".lock"   // locked by the worker as long as it lives
+)
+
+// Bounds of what is read back, in bytes.
+const (
+	maxTask   = 1 << 20
+	maxResult = 1 << 20
+)
+
+var idPattern = regexp.MustCompile(`^bun-[0-9a-f]{17}$`)
+
+// CheckID reports whether a text can be a task's ID.
+func CheckID(id string) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("%w %q", ErrNotFound, id)
+	}
+	return nil
+}
+
+// Dir is the directory that holds an agent's tasks. Each is a file of its own
+// that is replaced as a whole, so that no moment of a crash leaves half of one.
+type Dir string
+
+// OpenDir makes the directory if it is not there, and removes what a crash
+// left of files that were never whole. Only the one that runs tasks calls it.
+func OpenDir(path string) (Dir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return "", fmt.Errorf("making the tasks' directory: %w", err)
+	}
+	d := Dir(path)
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return "", err
+	}
+	names, err := os.ReadDir(path)
+	if err != nil {
+		return "", fmt.Errorf("reading the tasks' directory: %w", err)
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n.Name(), ".new-") {
+			if err := os.Remove(filepath.Join(path, n.Name())); err != nil {
+				return "", fmt.Errorf("removing what a crash left: %w", err)
+			}
+		}
+	}
+	return d, nil
+}
+
+func (d Dir) path(id, suffix string) string { return filepath.Join(string(d), id+suffix) }
+
+// Log is the file a task's worker tells what it does in.
+func (d Dir) Log(id string) string { return d.path(id, logSuffix) }
+
+// Save writes a task; when it returns without an error, the task is on disk.
+func (d Dir) Save(t *Task) error {
+	if err := d.write(d.path(t.ID, taskSuffix), encode(t)); err != nil {
+		return fmt.Errorf("keeping task %s: %w", t.ID, err)
+	}
+	return nil
+}
+
+// Load reads one task. It wraps [ErrNotFound] if there is none.
+func (d Dir) Load(id string) (*Task, error) {
+	if err := CheckID(id); err != nil {
+		return nil, err
+	}
+	data, err := readFile(d.path(id, taskSuffix), maxTask)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w %q", ErrNotFound, id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading task %s: %w", id, err)
+	}
+	t, err := decodeTask(data)
+	if err == nil && t.ID != id {
+		err = fmt.Errorf("it says that it is %q", t.ID)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading task %s: %w", id, err)
+	}
+	return t, nil
+}
+
+// LoadAll reads all tasks, oldest first. Files that cannot be understood are
+// left as they are and named in damaged.
+func (d Dir) LoadAll() (tasks []*Task, damaged []error, err error) {
+	names, err := os.ReadDir(string(d))
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the tasks: %w", err)
+	}
+	for _, n := range names {
+		id, ok := strings.CutSuffix(n.Name(), taskSuffix)
+		if !ok || !idPattern.MatchString(id) {
+			continue
+		}
+		t, err := d.Load(id)
+		if err != nil {
+			damaged = append(damaged, err)
+			continue
+		}
+		tasks = append(tasks, t)
+	}
+	slices.SortFunc(tasks, func(a, b *Task) int {
+		if c := a.Created.Compare(b.Created); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return tasks, damaged, nil
+}
+
+// Remove forgets a task, its own file last.
+func (d Dir) Remove(id string) error {
+	for _, s := range []string{logSuffix, resultSuffix, lockSuffix, taskSuffix} {
+		if err := os.Remove(d.path(id, s)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("forgetting task %s: %w", id, err)
+		}
+	}
+	return syncDir(string(d))
+}
+
+// WorkResult is how a worker ended: exactly one of Failure and Result is set.
+type WorkResult struct {
+	Exit    int      `json:"exit"` // the exit status of the command it ran
+	Failure *Failure `json:"failure,omitempty"`
+	Result  *Result  `json:"result,omitempty"`
+}
+
+// SaveResult tells how the worker ended. It is the worker's last word.
+func (d Dir) SaveResult(id string, r *WorkResult) error {
+	if err := d.write(d.path(id, resultSuffix), encode(r)); err != nil {
+		return fmt.Errorf("keeping the result of task %s: %w", id, err)
+	}
+	return nil
+}
+
+// result reads how a worker ended; nil if it did not, or did not say.
+func (d Dir) result(id string) (*WorkResult, error) {
+	data, err := readFile(d.path(id, resultSuffix), maxResult)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the result of task %s: %w", id, err)
+	}
+	var r WorkResult
+	if err := strict(data, &r); err != nil {
+		return nil, fmt.Errorf("reading the result of task %s: %w", id, err)
+	}
+	if (r.Failure == nil) == (r.Result == nil) {
+		return nil, fmt.Errorf("reading the result of task %s: it is neither of a failure nor of a success", id)
+	}
+	return &r, nil
+}
+
+// clean makes way for another attempt: its log begins anew, and no result is there.
+func (d Dir) clean(id string) error {
+	for _, s := range []string{resultSuffix, logSuffix} {
+		if err := os.Remove(d.path(id, s)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("beginning task %s: %w", id, err)
+		}
+	}
+	return syncDir(string(d))
+}
+
+// write makes a file appear whole, on disk, or not at all.
+func (d Dir) write(path string, data []byte) (err error) {
+	f, err := os.CreateTemp(string(d), ".new-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if serr := syncDir(string(d)); serr != nil {
+		// The new name is there already, though it may not outlive a power cut:
+		// nothing is to be removed, and nothing acknowledged.
+		return fmt.Errorf("%s may not be on disk: %w", filepath.Base(path), serr)
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// readFile reads a regular file of at most limit bytes.
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("longer than %d bytes", limit)
+	}
+	return data, nil
+}
+
+// strict reads one JSON value with no member that is not known.
+func strict(data []byte, v any) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("more than one JSON value")
+	}
+	return nil
+}
+
+// DecodeRequest reads a request as a caller sends it, and checks it.
+func DecodeRequest(data []byte) (*Request, error) {
+	var r Request
+	if err := strict(data, &r); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	if err := r.Check(); err != nil {
+		return nil, err
+	}
+	return &r, nil
+}
+
+// decodeTask reads a task as it was kept.
+func decodeTask(data []byte) (*Task, error) {
+	var t Task
+	if err := strict(data, &t); err != nil {
+		return nil, err
+	}
+	if err := CheckID(t.ID); err != nil {
+		return nil, err
+	}
+	if !slices.Contains(States(), t.State) {
+		return nil, fmt.Errorf("unknown state %q", t.State)
+	}
+	return &t, t.Request.Check()
+}
+
+// encode writes what is known to be writable.
+func encode(v any) []byte {
+	data, err := json.Marshal(v)
+	if err != nil {
+		panic("task: internal error: a value that JSON cannot hold: " + err.Error())
+	}
+	return append(data, '\n')
+}
