@@ -42,6 +42,30 @@ func (x *source) ReadPack(ctx context.Context, n chunked.Name, off int64, p []by
 	return nil
 }
 
+// uncached is implemented by stores that are read by way of a cache.
+type uncached interface {
+	// Uncached is the store itself, for who was given wrong bytes under key.
+	Uncached(ctx context.Context, key string) upload.Store
+}
+
+// RereadPack is ReadPack past a cache. Without one there is nothing to read again.
+func (x *source) RereadPack(ctx context.Context, n chunked.Name, off int64, p []byte) error {
+	key := chunked.PackKey(n)
+	c, ok := x.s.objects.(uncached)
+	if !ok {
+		return fmt.Errorf("%s/%s was read from the store itself: %w", x.s, key, chunked.ErrCorrupt)
+	}
+	r, _, err := c.Uncached(ctx, key).Get(ctx, key, upload.GetOptions{Offset: off, Length: int64(len(p))})
+	if err == nil {
+		_, err = io.ReadFull(r, p)
+		r.Close()
+	}
+	if err != nil {
+		return x.fail(fmt.Errorf("read %d bytes at %d of %s/%s: %w", len(p), off, x.s, key, err))
+	}
+	return nil
+}
+
 // ReadIndex reads an index object of the given size; its name is checked.
 func (x *source) ReadIndex(ctx context.Context, n chunked.Name, size int64) ([]byte, error) {
 	b, err := x.s.getNamed(ctx, chunked.IndexObjectKey(n), n, size, maxIndex)
