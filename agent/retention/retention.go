@@ -45,8 +45,8 @@ func (p Policy) Check() error {
 		}
 	}
 	for _, k := range p.Keep {
-		if _, err := path.Match(k, ""); err != nil || k == "" || len(k) > 255 {
-			return fmt.Errorf("%w: %q is no pattern of descriptions", ErrPolicy, k)
+		if _, err := path.Match(k, ""); err != nil || k == "" || len(k) > 255 || strings.ContainsAny(k, ",\n\x00") {
+			return fmt.Errorf("%w: %q is no pattern of descriptions (for a comma write ?)", ErrPolicy, k)
 		}
 	}
 	if len(p.Keep) > 0 && !p.removes() {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/instar-image/instar/agent/retention"
 )
 
 // Request is what a task is to do. What is left out is as the machine's
@@ -37,6 +39,10 @@ type Request struct {
 	Full          bool     `json:"full,omitempty"`
 	VerifyContent bool     `json:"verify-content,omitempty"`
 	NoKernel      bool     `json:"no-kernel,omitempty"`
+
+	// Retention says which older versions stay when this one is published;
+	// without it all do.
+	Retention *retention.Policy `json:"retention,omitempty"`
 
 	// Of bundles alone: files with PEM, the account, the manifest's words.
 
@@ -135,16 +141,21 @@ func (r *Request) check() error {
 			return fmt.Errorf("%s %q: the agent has no directory it is relative to: give an absolute path", name, p)
 		}
 	}
+	if r.Retention != nil {
+		if err := r.Retention.Check(); err != nil {
+			return err
+		}
+	}
 	switch r.Architecture {
 	case "", "x86_64", "arm64", "i386":
 	default:
 		return fmt.Errorf("architecture %q is none of x86_64, arm64, i386", r.Architecture)
 	}
-	image := r.Description != "" || r.Domain != "" || r.Expires != "" || len(r.Recipients) > 0 || r.Full || r.VerifyContent || r.NoKernel
+	image := r.Description != "" || r.Domain != "" || r.Expires != "" || len(r.Recipients) > 0 || r.Full || r.VerifyContent || r.NoKernel || r.Retention != nil
 	bundle := r.PrivateKey != "" || r.Certificate != "" || r.EC2Cert != "" || r.User != "" || r.KernelID != "" || r.RamdiskID != "" || r.Replace
 	switch {
 	case r.Kind == Bundle && image:
-		return errors.New("description, domain, expires, recipients, full, verify-content and no-kernel are of images, not of bundles")
+		return errors.New("description, domain, expires, recipients, full, verify-content, no-kernel and retention are of images, not of bundles")
 	case r.Kind == CreateImage && bundle:
 		return errors.New("private-key, certificate, ec2-cert, user, kernel-id, ramdisk-id and replace are of bundles, not of images")
 	}

@@ -243,6 +243,7 @@ func newAgentStartKind(a *app, client func() *server.Client, kind task.Kind, sho
 		read   int64
 		memory int64
 		limit  string
+		kept   keep
 		wait   bool
 		body   bool
 	)
@@ -265,6 +266,11 @@ seconds; all of them go on when the task ends, however it ends.`, example, nil)
 		if !q.Zero() {
 			r.Quiesce = &q
 		}
+		policy, err := kept.policy()
+		if err != nil {
+			return err
+		}
+		r.Retention = policy
 		if err := r.Check(); err != nil {
 			return usagef("%w", err)
 		}
@@ -303,6 +309,7 @@ seconds; all of them go on when the task ends, however it ends.`, example, nil)
 		f.yes(&r.Full, "full", "", "take no parent", ofUs, test)
 		f.yes(&r.VerifyContent, "verify-content", "", "compare every file with the parent by content", ofUs, test)
 		f.yes(&r.NoKernel, "no-kernel", "", "leave kernel and initrd out", ofUs, test)
+		kept.add(cmd, test)
 	} else {
 		f.text(&r.PrivateKey, "privatekey", "k", "the user's RSA private key, `PEM`", ofUs, test)
 		f.text(&r.Certificate, "cert", "c", "the user's certificate, `PEM`", ofUs, test)

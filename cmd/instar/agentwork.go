@@ -114,6 +114,7 @@ func (w *worker) run(ctx context.Context) *task.WorkResult {
 	case (code == exitOK || code == exitChanged) && w.result != nil:
 		res.Result = w.result
 		res.Result.Changed = code == exitChanged
+		w.prune(ctx)
 	case w.failure != nil:
 		res.Failure = w.failure
 		res.Failure.Exit = code
@@ -130,6 +131,37 @@ func failed(code int, err error) *task.WorkResult {
 		f.Hint = e.hint
 	}
 	return &task.WorkResult{Exit: code, Failure: f}
+}
+
+// prune removes the older versions that the request does not keep. What cannot
+// be removed is a warning: the capture is published, and the next one tries again.
+func (w *worker) prune(ctx context.Context) {
+	p := w.t.Request.Retention
+	if p == nil || ctx.Err() != nil {
+		return
+	}
+	w.stage = task.Tidying
+	w.tell(task.Line{Type: "stage", Stage: task.Tidying, Phase: "removing what retention does not keep"})
+	args := []string{"--json", "images", "prune", w.t.Request.Name}
+	for _, k := range []struct {
+		option string
+		n      int
+	}{{"last", p.Last}, {"daily", p.Daily}, {"weekly", p.Weekly}, {"monthly", p.Monthly}, {"yearly", p.Yearly}} {
+		if k.n > 0 {
+			args = append(args, fmt.Sprintf("--keep-%s=%d", k.option, k.n))
+		}
+	}
+	for _, k := range p.Keep {
+		args = append(args, "--keep-described="+k)
+	}
+	if s := w.t.Request.Store; s != "" {
+		args = append(args, "--store="+s)
+	}
+	args = append(args, w.where()...)
+	inner := newApp(append([]string{"instar"}, args...), strings.NewReader(""), w.out, w.out, w.a.getenv)
+	if inner.run(ctx, append([]string{"instar"}, args...)) != exitOK {
+		w.tell(task.Line{Type: "warning", Message: "retention: not all was removed that is not to be kept"})
+	}
 }
 
 // begin is told of each phase of a capture before it begins.
@@ -195,6 +227,11 @@ func (w *worker) seen(kind string, line []byte) {
 				BytesAdded: r.BytesAdded, FilesRead: r.FilesRead, FilesSkipped: r.Unchanged, Kernel: r.Kernel,
 			}
 		}
+	case "pruned":
+		var r struct{ Removed int }
+		if json.Unmarshal(line, &r) == nil && w.result != nil {
+			w.result.Pruned = r.Removed
+		}
 	case "bundle":
 		var r struct {
 			Manifest string
@@ -213,9 +250,6 @@ func (w *worker) seen(kind string, line []byte) {
 func (w *worker) args() ([]string, error) {
 	r := &w.t.Request
 	args := []string{"--json"}
-	if w.a.configFile != "" {
-		args = append(args, "--config="+w.a.configFile)
-	}
 	opt := func(name string, values ...string) {
 		for _, v := range values {
 			if v != "" {
@@ -254,12 +288,26 @@ func (w *worker) args() ([]string, error) {
 		yes("verify-content", r.VerifyContent)
 		yes("no-kernel", r.NoKernel)
 	}
-	opt("url", r.Endpoint)
-	opt("region", r.Region)
 	opt("volume", r.Volume)
 	opt("arch", r.Architecture)
 	opt("exclude", r.Exclude...)
 	opt("include", r.Include...)
+	return append(args, w.where()...), nil
+}
+
+// where are the options that say which service the store is at, who asks, and
+// how fast.
+func (w *worker) where() []string {
+	r := &w.t.Request
+	var args []string
+	opt := func(name, v string) {
+		if v != "" {
+			args = append(args, "--"+name+"="+v)
+		}
+	}
+	opt("config", w.a.configFile)
+	opt("url", r.Endpoint)
+	opt("region", r.Region)
 	secret := w.o.secretKeyFile
 	if d := w.a.getenv("CREDENTIALS_DIRECTORY"); d != "" && secret == "" {
 		file := filepath.Join(d, systemd.SecretCredential)
@@ -275,5 +323,5 @@ func (w *worker) args() ([]string, error) {
 	if w.o.rate > 0 && !strings.HasPrefix(store, "/") && !strings.HasPrefix(store, "file:") { // a directory has no network to spare
 		opt("limit-rate", strconv.FormatInt(w.o.rate, 10))
 	}
-	return args, nil
+	return args
 }
