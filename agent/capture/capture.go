@@ -77,6 +77,7 @@ func bundle(ctx context.Context, o ec2.BundleOptions, img ec2.Image, d Destinati
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	r.Phase("publishing "+img.Name, 0)
 	location, err := d.Commit(ctx, m, doc)
 	if err != nil {
 		return nil, fmt.Errorf("publishing the bundle: %w", err)

@@ -118,3 +118,30 @@ func (u *Units) Freeze(ctx context.Context, id string) error { return u.Conn.Fre
 
 // Thaw lets it go on.
 func (u *Units) Thaw(ctx context.Context, id string) error { return u.Conn.Thaw(ctx, TaskUnit(id)) }
+
+// GuardUnit is the unit of a standstill's guard.
+func GuardUnit(id string) string { return "instar-guard-" + id + ".service" }
+
+// GuardProperties are those of a guard's unit, which ends what stands still
+// even if the guard is killed, hangs, or the memory is short.
+func GuardProperties(argv []string, limit time.Duration) []Property {
+	n := len(argv) - 1
+	undo := append(append([]string(nil), argv[:n]...), "--undo", argv[n])
+	return []Property{
+		Prop("Description", "Instar: what stands still around a capture goes on after it"),
+		Prop("Type", "notify"),
+		Prop("ExecStart", Exec(argv...)),
+		Prop("ExecStopPost", Exec(undo...)),
+		Prop("CollectMode", "inactive-or-failed"),
+		Prop("TimeoutStartUSec", uint64(startTime.Microseconds())),
+		Prop("TimeoutStopUSec", uint64(stopTime.Microseconds())),
+		Prop("RuntimeMaxUSec", uint64((limit + 30*time.Second).Microseconds())), // it hangs, then
+		Prop("OOMScoreAdjust", int32(-900)),
+		Prop("NoNewPrivileges", true),
+		Prop("LockPersonality", true),
+		Prop("MemoryDenyWriteExecute", true),
+		Prop("RestrictRealtime", true),
+		Prop("CapabilityBoundingSet", uint64(1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_DAC_OVERRIDE|1<<unix.CAP_DAC_READ_SEARCH|1<<unix.CAP_FOWNER)),
+		Prop("UMask", uint32(0o077)),
+	}
+}

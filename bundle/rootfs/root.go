@@ -100,6 +100,9 @@ type Options struct {
 	GrubConfig []byte
 	// Snapshot says whether the volume is read from a snapshot.
 	Snapshot SnapshotKind
+	// Snapshotted is called when a snapshot has been taken: what happens to the
+	// volume after that is not seen. nil for nobody.
+	Snapshotted func()
 	// Script, if not nil, is run before the walk and may change the image.
 	Script *Script
 	// Measure makes omitted directories be walked to learn their size.
@@ -230,6 +233,9 @@ func (w *walker) quiesce(st *unix.Statx_t) error {
 		if err != nil {
 			r.Notes = append(r.Notes, fmt.Sprintf("read live, since no snapshot could be taken: %v", err))
 			return nil
+		}
+		if o.Snapshotted != nil {
+			o.Snapshotted()
 		}
 		w.filter.neverIn(device(st), r.snap.fd)
 		r.fd = r.snap.fd

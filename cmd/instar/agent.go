@@ -32,12 +32,15 @@ docs/agent.md describes it.`),
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newAgentRun(a), newAgentCtl(a), newAgentWork(a), newAgentBoot(a))
+	cmd.AddCommand(newAgentRun(a), newAgentCtl(a), newAgentWork(a), newAgentGuard(a), newAgentBoot(a))
 	return cmd
 }
 
 // agentState is where an agent keeps its tasks.
 const agentState = "/var/lib/instar/agent"
+
+// agentRuntime is where things are that do not outlive the system.
+const agentRuntime = "/run/instar"
 
 // agentPlaces are the options that say where an agent is.
 type agentPlaces struct{ socket, state string }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/instar-image/instar/agent/quiesce"
 	"github.com/instar-image/instar/agent/server"
 	"github.com/instar-image/instar/agent/settings"
 	"github.com/instar-image/instar/agent/systemd"
@@ -71,6 +72,10 @@ func runAgent(ctx context.Context, a *app, o *agentRunOptions) (err error) {
 		return failf(exitFile, "%w", err)
 	}
 	defer one.Close()
+	// A standstill that has neither its capture nor its guard any more.
+	if err := quiesce.Sweep(ctx, filepath.Join(filepath.Dir(o.socket), "quiesce"), connectUnits); err != nil {
+		log.Error().Err(err).Msg("something may stand still")
+	}
 	launcher, done, err := a.launcher(ctx, o, dir, set, path)
 	if err != nil {
 		return err
@@ -140,7 +145,7 @@ func (a *app) launcher(ctx context.Context, o *agentRunOptions, dir task.Dir, se
 	if err != nil {
 		return nil, nil, err
 	}
-	command := []string{self, "agent", "work", "--state", o.state, "--settings", settingsFile}
+	command := []string{self, "agent", "work", "--state", o.state, "--settings", settingsFile, "--runtime", filepath.Dir(o.socket)}
 	if a.configFile != "" {
 		command = append(command, "--config", a.configFile)
 	}

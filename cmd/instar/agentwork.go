@@ -13,6 +13,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"github.com/instar-image/instar/agent/quiesce"
 	"github.com/instar-image/instar/agent/systemd"
 	"github.com/instar-image/instar/agent/task"
 )
@@ -20,13 +21,14 @@ import (
 type agentWorkOptions struct {
 	agentPlaces
 	settings, secretKeyFile string
+	runtime                 string
 	rate                    int64
 	idle                    bool
 }
 
 // newAgentWork is the command that a task's unit runs.
 func newAgentWork(a *app) *cobra.Command {
-	o := agentWorkOptions{agentPlaces: newAgentPlaces()}
+	o := agentWorkOptions{agentPlaces: newAgentPlaces(), runtime: agentRuntime}
 	cmd := a.command("work ID", "do a task of the agent", `
 Does a task that an agent has taken, and writes what it does and how it ended
 beside it. It is the agent that starts it.`, "", nil)
@@ -36,6 +38,7 @@ beside it. It is the agent that starts it.`, "", nil)
 	const test = "agent"
 	f.text(&o.state, "state", "", "the agent's `DIR`", ofUs, test)
 	f.text(&o.settings, "settings", "", "the agent's settings `FILE`", ofUs, test)
+	f.text(&o.runtime, "runtime", "", "`DIR` for what does not outlive the system", ofUs, test)
 	f.text(&o.secretKeyFile, "secret-key-file", "", "read the S3 secret key from `FILE`", ofUs, test)
 	f.size(&o.rate, "limit-rate", "", "send at most `SIZE` a second", ofUs, test)
 	f.yes(&o.idle, "idle", "", "take what CPU and disk nobody else wants", ofUs, test)
@@ -91,6 +94,9 @@ type worker struct {
 	dir task.Dir
 	out *task.Output
 
+	cancel  context.CancelCauseFunc // of the capture
+	hold    *quiesce.Hold           // nil while nothing stands still
+	held    bool                    // it did
 	stage   task.Stage
 	failure *task.Failure
 	result  *task.Result
@@ -103,9 +109,16 @@ func (w *worker) run(ctx context.Context) *task.WorkResult {
 	if err != nil {
 		return failed(exitUsage, err)
 	}
+	ctx, w.cancel = context.WithCancelCause(ctx)
+	defer w.cancel(nil)
 	inner := newApp(append([]string{"instar"}, args...), strings.NewReader(""), w.out, w.out, w.a.getenv)
 	inner.onProgress = func(label string, total int64) { w.begin(ctx, label, total) }
+	inner.snapshotted = w.letGo
 	code := inner.run(ctx, append([]string{"instar"}, args...))
+	w.letGo()
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return failed(exitOther, cause)
+	}
 	if w.release != nil {
 		w.release()
 	}
@@ -176,6 +189,12 @@ func (w *worker) begin(ctx context.Context, label string, total int64) {
 	}
 	w.stage = stage
 	w.tell(task.Line{Type: "stage", Stage: stage, Phase: label, Total: total})
+	switch {
+	case word == "reading":
+		w.standStill(ctx)
+	case stage == task.Finishing || stage == task.Publishing: // all of the volume is read
+		w.letGo()
+	}
 	if stage == task.Publishing && w.release == nil {
 		w.inhibit(ctx)
 	}

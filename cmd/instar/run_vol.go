@@ -163,6 +163,7 @@ func (a *app) volumePlan(o *volumeOptions, arch string) (*capture.VolumeOptions,
 	plan := &capture.VolumeOptions{
 		Root: rootfs.Options{
 			Volume: o.volume, All: o.all, Exclude: o.exclude, ExcludeLoose: o.strays, Include: o.include, NoFilter: o.noFilter,
+			Snapshotted: a.snapshotted,
 		},
 		Size: size, SizeIfFits: ifFits, Partition: kind,
 	}
