@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -20,8 +19,6 @@ const (
 	bob   = "222222222222"
 	carol = "333333333333"
 )
-
-var epoch = time.Date(2026, 11, 22, 5, 0, 0, 0, time.UTC)
 
 func testSigner(t testing.TB) keys.Signer {
 	t.Helper()

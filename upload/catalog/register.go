@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/instar-image/instar/bundle/chunked"
 )
 
 // Registration is what RegisterImage is asked for.
@@ -191,43 +193,105 @@ func (c *Catalog) Deregister(ctx context.Context, call Call, id string) error {
 	})
 }
 
-// Claim says that what lies at location is about to be deleted, after which
+// Claim says that what lies at locations is about to be deleted, after which
 // nothing is registered there until [Catalog.Release]. An image that is
 // registered there, deregistered ones apart, is [ErrRegistered], named. Without a
-// catalog in the store it does nothing.
-func (c *Catalog) Claim(ctx context.Context, location, by string) error {
-	if ok, err := c.exists(ctx); !ok {
+// catalog in the store it does nothing; without a key that may sign for it, it
+// looks whether something is registered, and cannot keep others from registering
+// it at that moment.
+func (c *Catalog) Claim(ctx context.Context, by string, locations ...string) error {
+	v, err := c.View(ctx)
+	if isNoCatalog(err) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return c.Update(ctx, func(t *Tx) error {
-		if err := t.Unregistered(ctx, location); err != nil {
+	for _, l := range locations {
+		if err := v.Unregistered(ctx, l); err != nil {
 			return err
 		}
-		return t.set(&entry{Key: claimKey(location), Claim: &Claim{Location: location, Created: t.at, By: by}})
-	})
-}
-
-// Release says that a deletion that was claimed has ended.
-func (c *Catalog) Release(ctx context.Context, location string) error {
-	if ok, err := c.exists(ctx); !ok {
-		return err
+	}
+	if !c.signs(v) {
+		return nil
 	}
 	return c.Update(ctx, func(t *Tx) error {
-		if has, err := t.claim(ctx, location); err != nil || has == nil {
-			return err
+		for _, l := range locations {
+			if err := t.Unregistered(ctx, l); err != nil {
+				return err
+			}
+			if err := t.set(&entry{Key: claimKey(l), Claim: &Claim{Location: l, Created: t.at, By: by}}); err != nil {
+				return err
+			}
 		}
-		t.delete(claimKey(location))
 		return nil
 	})
 }
 
-// exists tells whether the store has a catalog.
-func (c *Catalog) exists(ctx context.Context) (bool, error) {
-	_, err := c.View(ctx)
-	if err != nil && isNoCatalog(err) {
-		return false, nil
+// Release says that a deletion that was claimed has ended.
+func (c *Catalog) Release(ctx context.Context, locations ...string) error {
+	v, err := c.View(ctx)
+	if isNoCatalog(err) {
+		return nil
 	}
-	return err == nil, err
+	if err != nil || !c.signs(v) {
+		return err
+	}
+	return c.Update(ctx, func(t *Tx) error {
+		for _, l := range locations {
+			has, err := t.claim(ctx, l)
+			if err != nil {
+				return err
+			}
+			if has != nil {
+				t.delete(claimKey(l))
+			}
+		}
+		return nil
+	})
+}
+
+// Guard is [images.Options.Claim] for the images of the catalog's store.
+func (c *Catalog) Guard(ctx context.Context, image string, versions []chunked.Name) (release func(context.Context) error, err error) {
+	var locations []string
+	for _, n := range versions {
+		locations = append(locations, image+"@"+n.String())
+	}
+	if err := c.Claim(ctx, "", locations...); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error { return c.Release(ctx, locations...) }, nil
+}
+
+// Registered are the Instar images that are registered, for
+// [images.GCOptions.Registered]. Without a catalog there are none.
+func (c *Catalog) Registered(ctx context.Context) (func(image string, n chunked.Name) bool, error) {
+	at := map[string]bool{}
+	err := c.Read(ctx, func(v *View) error {
+		clear(at)
+		for m, err := range v.Images(ctx) {
+			if err != nil {
+				return err
+			}
+			if m.Kind == KindInstar && m.State != Deregistered {
+				at[m.Location] = true
+			}
+		}
+		return nil
+	})
+	if err != nil && !isNoCatalog(err) {
+		return nil, err
+	}
+	return func(image string, n chunked.Name) bool { return at[image+"@"+n.String()] }, nil
+}
+
+// signs tells whether changes signed here are believed here.
+func (c *Catalog) signs(v *View) bool {
+	if c.opt.Signer == nil {
+		return false
+	}
+	_, err := c.opt.Trust.Check(c.opt.Signer.Public(), v.Region(), Namespace)
+	return err == nil
 }
 
 // Unregistered makes sure that no image is registered at location: else

@@ -28,14 +28,27 @@ func (s *Store) Delete(ctx context.Context, ref string, signer keys.Signer) (*De
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.delete(ctx, r, signer)
+	var releases []func(context.Context) error
+	d, err := s.delete(ctx, r, signer, func(versions []chunked.Name) error {
+		if s.opt.Claim == nil || len(versions) == 0 {
+			return nil
+		}
+		release, err := s.opt.Claim(ctx, r.Image, versions)
+		if err == nil {
+			releases = append(releases, release)
+		}
+		return err
+	})
+	for _, release := range releases {
+		err = errors.Join(err, release(context.WithoutCancel(ctx)))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("delete image %s in %s: %w", r, s, err)
 	}
 	return d, nil
 }
 
-func (s *Store) delete(ctx context.Context, r Ref, signer keys.Signer) (*Deleted, error) {
+func (s *Store) delete(ctx context.Context, r Ref, signer keys.Signer, claim func([]chunked.Name) error) (*Deleted, error) {
 	var gone []chunked.Name
 	var head *chunked.Head
 	for try := 0; ; try++ {
@@ -70,10 +83,16 @@ func (s *Store) delete(ctx context.Context, r Ref, signer keys.Signer) (*Deleted
 			}
 			if !lists(old.doc, name) {
 				head, gone = old.doc, []chunked.Name{name} // not listed any more: finish the job
+				if err := claim(gone); err != nil {
+					return nil, err
+				}
 				break
 			}
 			gone = []chunked.Name{name}
 			keep = slices.DeleteFunc(versions(old.doc), func(n chunked.Name) bool { return n == name })
+		}
+		if err := claim(gone); err != nil {
+			return nil, err
 		}
 		head = &chunked.Head{Name: r.Image, Sequence: 1, Created: s.stamp()}
 		etag := ""
@@ -105,6 +124,9 @@ func (s *Store) delete(ctx context.Context, r Ref, signer keys.Signer) (*Deleted
 	if r.Version == "" && r.Parents == 0 {
 		dead, err := s.deadManifests(ctx, r.Image, head)
 		if err != nil {
+			return nil, err
+		}
+		if err := claim(dead); err != nil {
 			return nil, err
 		}
 		gone = union(gone, dead)

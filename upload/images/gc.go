@@ -37,6 +37,10 @@ type GCOptions struct {
 	// named in the report and left.
 	Versions bool
 
+	// Registered, if it is set, says of a version that it is kept although no
+	// head lists it: a catalog's images are.
+	Registered func(image string, n chunked.Name) bool
+
 	// DryRun changes nothing and reports what would be done.
 	DryRun bool
 }
@@ -100,6 +104,7 @@ type collector struct {
 	oldest time.Time // what was stored before this is not of a capture under way
 	marks  *marks
 	seen   *inventory
+	busy   map[string]bool // images of which a version is on its way; "?" may be any
 }
 
 func (c *collector) run(ctx context.Context) error {
@@ -118,7 +123,7 @@ func (c *collector) run(ctx context.Context) error {
 	if c.seen, err = c.s.takeInventory(ctx); err != nil {
 		return err
 	}
-	if c.marks, err = c.s.mark(ctx, c.seen); err != nil {
+	if c.marks, err = c.s.mark(ctx, c.seen, c.spare); err != nil {
 		return err
 	}
 	if err := c.withdraw(ctx); err != nil {
@@ -151,7 +156,7 @@ func (c *collector) runs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.oldest = c.now
+	c.oldest, c.busy = c.now, map[string]bool{}
 	for _, key := range sortedKeys(found) {
 		if !isID(strings.TrimPrefix(key, chunked.RunsFolder)) {
 			continue
@@ -183,6 +188,7 @@ func (c *collector) runs(ctx context.Context) error {
 			}
 		}
 		c.report.Running = append(c.report.Running, name)
+		c.busy[name] = true
 		if begun.Before(c.oldest) {
 			c.oldest = begun
 		}
@@ -190,8 +196,24 @@ func (c *collector) runs(ctx context.Context) error {
 	return nil
 }
 
-// withdraw deletes the manifests that can never be published any more.
+// spare says of a version that no head lists and none can any more that it
+// stays all the same.
+func (c *collector) spare(image string, n chunked.Name) bool {
+	return c.busy[image] || c.busy["?"] || c.o.Registered != nil && c.o.Registered(image, n)
+}
+
+// withdraw deletes the manifests that can never be published any more. A copy
+// from another store publishes one whose sequence is behind the head's: it said
+// that it is under way before it put the manifest, and is asked after here
+// once more, now that the manifest was seen.
 func (c *collector) withdraw(ctx context.Context) error {
+	if len(c.marks.dead) > 0 {
+		busy, err := c.underWay(ctx)
+		if err != nil {
+			return err
+		}
+		c.marks.dead = slices.DeleteFunc(c.marks.dead, func(d *marked) bool { return busy[d.image] || busy["?"] })
+	}
 	for _, d := range c.marks.dead {
 		c.report.Withdrawn = append(c.report.Withdrawn, d.ref())
 		if c.o.DryRun {
@@ -202,6 +224,33 @@ func (c *collector) withdraw(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// underWay are the images of all that says to be under way.
+func (c *collector) underWay(ctx context.Context) (map[string]bool, error) {
+	found, err := c.s.list(ctx, chunked.RunsFolder)
+	if err != nil {
+		return nil, err
+	}
+	busy := map[string]bool{}
+	for key, o := range found {
+		if !isID(strings.TrimPrefix(key, chunked.RunsFolder)) || c.age(o.Modified) > deadRun {
+			continue
+		}
+		b, _, err := c.s.get(ctx, key, chunked.MaxRun)
+		if errors.Is(err, upload.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		name := "?"
+		if d, err := chunked.ParseRun(b); err == nil {
+			name = d.Name
+		}
+		busy[name] = true
+	}
+	return busy, nil
 }
 
 // sweep deletes what lists older than the grace name and nothing refers to.

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/upload"
 )
@@ -66,6 +67,11 @@ type Options struct {
 	// It may be shared between processes. "" remembers nothing, which
 	// [Image.Freshness] then says.
 	State string
+
+	// Claim, if it is set, is asked before versions are deleted: an error keeps
+	// them, as of one that a catalog has registered. release is called when
+	// the deletion has ended, well or not.
+	Claim func(ctx context.Context, image string, versions []chunked.Name) (release func(context.Context) error, err error)
 
 	// Now is the store's clock. nil asks the store itself, which must be an
 	// [upload.Clock].

@@ -39,8 +39,9 @@ type marked struct {
 func (m *marked) ref() string { return m.image + "@" + m.name.String()[:12] }
 
 // mark reads all manifests, heads and moved objects. Whatever of them cannot be
-// read is an error, [ErrBlocked], that names them all.
-func (s *Store) mark(ctx context.Context, v *inventory) (*marks, error) {
+// read is an error, [ErrBlocked], that names them all. No manifest is dead that spare
+// names.
+func (s *Store) mark(ctx context.Context, v *inventory, spare func(image string, n chunked.Name) bool) (*marks, error) {
 	m := &marks{
 		byName: map[chunked.Name]*marked{}, heads: map[string]*chunked.Head{}, moved: map[chunked.Name]*chunked.Moved{},
 		present: v.objects,
@@ -62,7 +63,7 @@ func (s *Store) mark(ctx context.Context, v *inventory) (*marks, error) {
 	if err := bad.err(); err != nil {
 		return nil, err
 	}
-	m.bury()
+	m.bury(spare)
 	m.trace()
 	return m, nil
 }
@@ -237,10 +238,10 @@ func (s *Store) markMoved(ctx context.Context, m *marks, v *inventory, bad *bloc
 }
 
 // bury sets the manifests apart that no head lists and none ever will.
-func (m *marks) bury() {
+func (m *marks) bury(spare func(image string, n chunked.Name) bool) {
 	m.manifests = slices.DeleteFunc(m.manifests, func(d *marked) bool {
 		h := m.heads[d.image]
-		if h == nil || lists(h, d.name) || d.doc.Sequence > h.Sequence {
+		if h == nil || lists(h, d.name) || d.doc.Sequence > h.Sequence || spare(d.image, d.name) {
 			m.byName[d.name] = d
 			return false
 		}
