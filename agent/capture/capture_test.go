@@ -36,9 +36,14 @@ type quiet struct {
 	warned       []string
 }
 
-func (q *quiet) Phase(_ string, total int64) { q.total.Store(total); q.added.Store(0) }
-func (q *quiet) Add(n int64)                 { q.added.Add(n) }
-func (q *quiet) Note(string)                 {}
+func (q *quiet) Phase(_ string, total int64) {
+	if total > 0 { // publishing has no bytes to count
+		q.total.Store(total)
+		q.added.Store(0)
+	}
+}
+func (q *quiet) Add(n int64) { q.added.Add(n) }
+func (q *quiet) Note(string) {}
 func (q *quiet) Warn(path, _ string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
