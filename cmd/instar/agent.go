@@ -32,7 +32,7 @@ docs/agent.md describes it.`),
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newAgentRun(a), newAgentCtl(a), newAgentWork(a), newAgentGuard(a), newAgentBoot(a))
+	cmd.AddCommand(newAgentRun(a), newAgentCtl(a), newAgentInstall(a), newAgentUninstall(a), newAgentWork(a), newAgentGuard(a), newAgentBoot(a))
 	return cmd
 }
 
