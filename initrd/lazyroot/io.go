@@ -333,3 +333,42 @@ func (d *Device) Flush(ctx context.Context) error {
 	}
 	return d.commits.flush(ctx)
 }
+
+// NextZero tells whether off is in a range that is zero because the image has
+// nothing there and nobody wrote, and where that ends, at to at most.
+func (d *Device) NextZero(ctx context.Context, off, to int64) (zero bool, end int64, err error) {
+	to = min(to, d.size)
+	if off >= to {
+		return false, to, nil
+	}
+	local := off >= d.lay.image
+	if d.disk != nil && !local {
+		var stop int64
+		if local, stop = d.bits.run(off/Block, (to+Block-1)/Block); stop*Block < to {
+			to = stop * Block
+		}
+	}
+	if local {
+		return false, to, nil
+	}
+	const look = 64 << 20
+	list, err := d.img.extents(ctx, off, min(to, off+look))
+	if err != nil {
+		return false, 0, fmt.Errorf("look for zeros at %d: %w", off, err)
+	}
+	to = min(to, off+look)
+	end = off
+	for _, e := range list {
+		if e.Pos > end {
+			break
+		}
+		end = e.Pos + e.Length
+	}
+	switch {
+	case end > off:
+		return false, end, nil
+	case len(list) > 0:
+		return true, list[0].Pos, nil
+	}
+	return true, to, nil
+}

@@ -1,0 +1,276 @@
+package nbd
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
+)
+
+// connection is a client in transmission.
+type connection struct {
+	s      *server
+	c      net.Conn
+	agreed session
+	slots  chan struct{}
+	memory *semaphore.Weighted
+
+	mu  sync.Mutex // of writing
+	bad error      // the first error of writing
+}
+
+// errGone: the connection ended without the client saying so.
+var errGone = errors.New("the client is gone")
+
+func (s *server) transmit(ctx context.Context, c net.Conn, agreed session) error {
+	n := &connection{s: s, c: c, agreed: agreed, slots: make(chan struct{}, s.o.Requests), memory: semaphore.NewWeighted(s.o.Memory)}
+	// What is under way may end when ctx does; then it is cut off.
+	inner, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	stop := context.AfterFunc(ctx, func() {
+		c.SetReadDeadline(time.Now())
+		time.AfterFunc(s.o.Shutdown, cut)
+	})
+	defer stop()
+	var all sync.WaitGroup
+	err := n.requests(inner, &all)
+	if errors.Is(err, errGone) || errors.Is(err, errProtocol) {
+		cut() // nobody hears the answers
+	}
+	all.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err == nil {
+		n.mu.Lock()
+		err = n.bad
+		n.mu.Unlock()
+	}
+	if err != nil {
+		return fmt.Errorf("serve NBD: %w", err)
+	}
+	return nil
+}
+
+// requests reads requests until the client says that it goes.
+func (n *connection) requests(ctx context.Context, all *sync.WaitGroup) error {
+	in := bufio.NewReaderSize(n.c, 64<<10)
+	for {
+		var head [requestSize]byte
+		if _, err := io.ReadFull(in, head[:]); err != nil {
+			return fmt.Errorf("%w: %w", errGone, err)
+		}
+		r, err := parseRequest(&head)
+		if err != nil {
+			return err
+		}
+		if r.command == cmdDisc {
+			return nil
+		}
+		errno := r.check(n.s.dev.Size(), n.s.dev.ReadOnly(), n.agreed.structured, n.agreed.allocation)
+		if r.command == cmdWrite && errno != 0 {
+			if _, err := io.CopyN(io.Discard, in, int64(r.length)); err != nil {
+				return fmt.Errorf("%w: %w", errGone, err)
+			}
+		}
+		if errno != 0 {
+			n.fail(r, errno, "")
+			continue
+		}
+		weight := int64(0)
+		if r.command == cmdRead || r.command == cmdWrite {
+			weight = min(int64(r.length), n.s.o.Memory)
+		}
+		n.slots <- struct{}{}
+		if err := n.memory.Acquire(ctx, weight); err != nil {
+			return fmt.Errorf("%w: %w", errGone, err)
+		}
+		var data []byte
+		if weight > 0 {
+			data = buffer(int(r.length))
+		}
+		if r.command == cmdWrite {
+			if _, err := io.ReadFull(in, data); err != nil {
+				return fmt.Errorf("%w: %w", errGone, err)
+			}
+		}
+		all.Go(func() {
+			n.do(ctx, r, data)
+			n.memory.Release(weight)
+			<-n.slots
+		})
+	}
+}
+
+// do carries a request out and answers it.
+func (n *connection) do(ctx context.Context, r request, data []byte) {
+	dev, off, length := n.s.dev, int64(r.offset), int64(r.length)
+	var err error
+	switch r.command {
+	case cmdRead:
+		if err = dev.ReadAt(ctx, data, off); err == nil {
+			n.data(r, data)
+			return
+		}
+	case cmdWrite:
+		err = dev.WriteAt(ctx, data, off)
+	case cmdFlush:
+		err = dev.Flush(ctx)
+	case cmdTrim:
+		err = dev.Discard(ctx, off, length)
+	case cmdWriteZeroes:
+		err = dev.WriteZeroes(ctx, off, length)
+	case cmdCache:
+		err = n.cache(ctx, off, length)
+	case cmdBlockStatus:
+		var b []byte
+		if b, err = n.status(ctx, r); err == nil {
+			n.reply(r, chunkStatus, b)
+			return
+		}
+	}
+	if err == nil && r.flags&cmdFUA != 0 && r.command != cmdRead && r.command != cmdCache {
+		err = dev.Flush(ctx)
+	}
+	if err != nil {
+		errno, ok := errors.AsType[unix.Errno](err)
+		if !ok || errno != unix.ENOSPC && errno != unix.ENOMEM {
+			errno = unix.EIO
+		}
+		n.fail(r, errno, err.Error())
+		return
+	}
+	n.done(r)
+}
+
+// cache has the device read what will be wanted.
+func (n *connection) cache(ctx context.Context, off, length int64) error {
+	b := buffer(int(min(length, 1<<20)))
+	for length > 0 {
+		k := min(length, int64(len(b)))
+		if err := n.s.dev.ReadAt(ctx, b[:k], off); err != nil {
+			return err
+		}
+		off, length = off+k, length-k
+	}
+	return nil
+}
+
+// maxExtents is how many ranges one answer tells of.
+const maxExtents = 1024
+
+// status tells which of a range is zero.
+func (n *connection) status(ctx context.Context, r request) ([]byte, error) {
+	m, ok := n.s.dev.(Mapper)
+	if !ok {
+		return nil, unix.EINVAL
+	}
+	b := binary.BigEndian.AppendUint32(nil, metaID)
+	for at, end, i := int64(r.offset), int64(r.offset)+int64(r.length), 0; at < end && i < maxExtents; i++ {
+		zero, to, err := m.NextZero(ctx, at, end)
+		if err != nil {
+			return nil, err
+		}
+		flags := uint32(0)
+		if zero {
+			flags = stateHole | stateZero
+		}
+		b = binary.BigEndian.AppendUint32(b, uint32(to-at))
+		b = binary.BigEndian.AppendUint32(b, flags)
+		if at = to; r.flags&cmdReqOne != 0 {
+			break
+		}
+	}
+	return b, nil
+}
+
+// write sends what belongs together. After an error the connection is of no
+// use: the reader is told.
+func (n *connection) write(parts ...[]byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.bad != nil {
+		return
+	}
+	b := net.Buffers(parts)
+	if _, err := b.WriteTo(n.c); err != nil {
+		n.bad = err
+		n.c.Close()
+	}
+}
+
+func (n *connection) simple(r request, errno unix.Errno, data []byte) {
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, 16), magicSimple)
+	b = binary.BigEndian.AppendUint32(b, number(errno))
+	b = binary.BigEndian.AppendUint64(b, r.cookie)
+	n.write(b, data)
+}
+
+// number is an errno as the protocol has it.
+func number(e unix.Errno) uint32 {
+	switch e {
+	case unix.EOVERFLOW:
+		return 75
+	case unix.ENOTSUP:
+		return 95
+	}
+	return uint32(e)
+}
+
+func structured(r request, kind uint16, length int) []byte {
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, 32), magicStructured)
+	b = binary.BigEndian.AppendUint16(b, replyDone)
+	b = binary.BigEndian.AppendUint16(b, kind)
+	b = binary.BigEndian.AppendUint64(b, r.cookie)
+	return binary.BigEndian.AppendUint32(b, uint32(length))
+}
+
+// reply sends one structured chunk.
+func (n *connection) reply(r request, kind uint16, data []byte) {
+	n.write(structured(r, kind, len(data)), data)
+}
+
+func (n *connection) data(r request, data []byte) {
+	if !n.agreed.structured {
+		n.simple(r, 0, data)
+		return
+	}
+	head := structured(r, chunkData, 8+len(data))
+	n.write(binary.BigEndian.AppendUint64(head, r.offset), data)
+}
+
+func (n *connection) done(r request) {
+	if !n.agreed.structured {
+		n.simple(r, 0, nil)
+		return
+	}
+	n.reply(r, chunkNone, nil)
+}
+
+// fail answers with an error, and why if the client can be told.
+func (n *connection) fail(r request, errno unix.Errno, why string) {
+	if !n.agreed.structured {
+		n.simple(r, errno, nil)
+		return
+	}
+	why = why[:min(len(why), maxName)]
+	b := binary.BigEndian.AppendUint32(nil, number(errno))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(why)))
+	n.reply(r, chunkError, append(b, why...))
+}
+
+// buffer is memory a disk opened with O_DIRECT takes without a copy.
+func buffer(n int) []byte {
+	const page = 4096
+	b := make([]byte, n+page)
+	off := int(-addressOf(b) & (page - 1))
+	return b[off : off+n : off+n]
+}
