@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -200,7 +201,7 @@ func (n *connection) write(parts ...[]byte) {
 	if n.bad != nil {
 		return
 	}
-	b := net.Buffers(parts)
+	b := slices.DeleteFunc(net.Buffers(parts), func(p []byte) bool { return len(p) == 0 })
 	if _, err := b.WriteTo(n.c); err != nil {
 		n.bad = err
 		n.c.Close()
