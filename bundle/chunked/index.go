@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"sync"
 )
 
 // Source gives the objects of a store back. Its methods are called
@@ -53,7 +52,6 @@ type Index struct {
 	root     *Root
 	u        *unpacker
 	segments *cache[SegmentRef, *Segment] // Pos is 0
-	rooms    sync.Pool                    // of *fetchRoom
 }
 
 // OpenIndex reads and checks the index root n, which has size bytes, and opens
