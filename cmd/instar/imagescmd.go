@@ -22,6 +22,7 @@ what was deleted.
   instar images diff web-1@parent web-1 --store s3://images/fleet
   instar images delete web-1@parent --store s3://images/fleet
   instar images prune web-1 --keep-daily 7 --store s3://images/fleet
+  instar images trace web-1 --store s3://images/fleet
   instar images forget web-1 --store s3://images/fleet`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -31,7 +32,7 @@ what was deleted.
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newImagesList(a), newImagesShow(a), newImagesDiff(a), newImagesDelete(a), newImagesPrune(a), newImagesForget(a))
+	cmd.AddCommand(newImagesList(a), newImagesShow(a), newImagesDiff(a), newImagesDelete(a), newImagesPrune(a), newImagesTrace(a), newImagesForget(a))
 	return cmd
 }
 

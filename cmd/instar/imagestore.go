@@ -25,14 +25,26 @@ type imageStore struct {
 	storage             // its bucket is the store
 	identities []string // files
 	signers    string   // file
+	cache      string   // place or directory
+	cacheSize  int64
 }
 
 func (o *imageStore) add(a *app, cmd *cobra.Command, test string) {
 	f := flagsOf(cmd)
-	f.text(&o.bucket, "store", "", "where the images are: `STORE` is s3://BUCKET/PREFIX, BUCKET/PREFIX or a directory, /DIR or ./DIR", ofUs, test)
-	completeFiles(cmd, "store")
+	o.addPlace(cmd, test)
 	f.list(&o.identities, "identity", "", "open images with the age identity or SSH private key in `FILE` in place of the machine's own; may be repeated", ofUs, test)
 	f.text(&o.signers, "signers", "", "believe whom the allowed_signers `FILE` lists; default "+machine.SignersFile+" beside the machine's keys", ofUs, test)
+	o.addService(a, cmd, test)
+}
+
+func (o *imageStore) addPlace(cmd *cobra.Command, test string) {
+	flagsOf(cmd).text(&o.bucket, "store", "", "where the images are: `STORE` is s3://BUCKET/PREFIX, BUCKET/PREFIX or a directory, /DIR or ./DIR", ofUs, test)
+	completeFiles(cmd, "store")
+}
+
+// addService adds how the store is reached.
+func (o *imageStore) addService(a *app, cmd *cobra.Command, test string) {
+	f := flagsOf(cmd)
 	f.text(&o.url, "url", "", "`URL` of the S3 service", ofUs, test)
 	f.text(&a.region, "region", "", "`REGION` requests are signed for", ofUs, test)
 	f.text(&o.accessKey, "access-key", "", "S3 access `KEY`", ofUs, test)
@@ -41,6 +53,14 @@ func (o *imageStore) add(a *app, cmd *cobra.Command, test string) {
 	completeFiles(cmd, "ca-cert", "pem", "crt")
 	f.yes(&o.retry, "retry", "", "try failed requests up to 15 times; without it 8 times", ofUs, test)
 	f.size(&o.rate, "limit-rate", "", "move at most `BYTES` a second, with k, m or g", ofUs, test)
+}
+
+// addCache adds the options of commands that read much of an image.
+func (o *imageStore) addCache(cmd *cobra.Command) {
+	f := flagsOf(cmd)
+	f.text(&o.cache, "cache", "", "read by way of a `CACHE`: http://HOST:PORT or unix:/PATH of \"cache serve\", or a directory of your own, /DIR or ./DIR", ofUs, "cache")
+	completeFiles(cmd, "cache")
+	f.size(&o.cacheSize, "cache-size", "", "of a directory: keep at most `BYTES`, with k, m or g; default 20g", ofUs, "cache")
 }
 
 // openImages opens the store. With create, a directory or bucket that does not
@@ -55,8 +75,11 @@ func (a *app) openImages(ctx context.Context, o *imageStore, create bool) (uploa
 		return nil, err
 	}
 	objects, err := a.openBucket(ctx, &o.storage, store, create)
-	if err != nil || !create {
-		return objects, err
+	if err != nil {
+		return nil, err
+	}
+	if !create {
+		return a.cached(o, objects)
 	}
 	// That it can be written is found out by what is put there first.
 	made, err := upload.EnsureBucket(ctx, objects, a.conf.Get("location").Text)

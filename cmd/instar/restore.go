@@ -78,6 +78,7 @@ version of the image has left on a device.
 	f.choice(cmd, &o.stream, []string{"disk", "kernel", "initrd"}, "stream", "", "write this `PART` of the image: disk (default), kernel or initrd", ofUs, test)
 	f.yes(&o.force, "force", "", "write over a file that exists, or a device that is not empty", ofUs, test)
 	o.imageStore.add(a, cmd, test)
+	o.addCache(cmd)
 	o.fresh.add(cmd, test)
 	return cmd
 }
@@ -117,6 +118,7 @@ euca2ools and all who read those. No scratch file is needed.
 	f.text(&o.destination, "destination", "d", "put the EC2 bundle into `DIR`; default the current directory", ofUs, test)
 	completeFiles(cmd, "destination")
 	o.imageStore.add(a, cmd, test)
+	o.addCache(cmd)
 	o.fresh.add(cmd, test)
 	o.identity.add(cmd, ofUs, test)
 	o.imageOptions.add(a, cmd, test)

@@ -188,6 +188,7 @@ func (a *app) showOne(ctx context.Context, img *images.Image) error {
 		list = append(list, ui.Fields{"recipient": r.Key, "comment": r.Comment})
 	}
 	f["recipients"] = list
+	line("boot trace", "%s", a.traceText(ctx, img, f))
 	return a.ui.Result("image", strings.TrimSuffix(b.String(), "\n"), f)
 }
 

@@ -35,7 +35,7 @@ func TestDocs(t *testing.T) {
 // service is locked in.
 func TestUnit(t *testing.T) {
 	units := t.TempDir()
-	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket"} {
+	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket", "instar-cache.service"} {
 		text, err := os.ReadFile("../../docs/systemd/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -45,18 +45,20 @@ func TestUnit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	out := sh(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", filepath.Join(units, "instar-metadata.service"))
-	_, level, ok := strings.Cut(out, "Overall exposure level for instar-metadata.service: ")
-	var exposure float64
-	if _, err := fmt.Sscan(level, &exposure); !ok || err != nil || exposure > 2 {
-		t.Errorf("exposure %q, want at most 2.0", strings.TrimSpace(level))
+	for _, name := range []string{"instar-metadata.service", "instar-cache.service"} {
+		out := sh(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", filepath.Join(units, name))
+		_, level, ok := strings.Cut(out, "Overall exposure level for "+name+": ")
+		var exposure float64
+		if _, err := fmt.Sscan(level, &exposure); !ok || err != nil || exposure > 2 {
+			t.Errorf("%s: exposure %q, want at most 2.0", name, strings.TrimSpace(level))
+		}
+		t.Logf("%s: exposure %.1f", name, exposure)
 	}
-	t.Logf("exposure %.1f", exposure)
-	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket"} {
+	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket", "instar-cache.service"} {
 		verify := exec.Command("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", filepath.Join(units, name))
 		out, err := verify.CombinedOutput()
 		for line := range strings.Lines(string(out)) {
-			if strings.Contains(line, units) || strings.Contains(line, "instar-metadata") {
+			if strings.Contains(line, units) || strings.Contains(line, name) {
 				t.Errorf("%s: %s (%v)", name, line, err)
 			}
 		}

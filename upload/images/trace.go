@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"golang.org/x/crypto/ssh"
@@ -187,4 +189,31 @@ func covered(ranges []chunked.Range) (n int64) {
 		n += r.Length
 	}
 	return n
+}
+
+// ReadRanges reads what a guest recorded of its boot: JSON,
+// {"ranges": [[position, length], …]}, of at most 32 MiB. It is anybody's word
+// until it is signed.
+func ReadRanges(r io.Reader) ([]chunked.Range, error) {
+	b, err := io.ReadAll(io.LimitReader(r, chunked.MaxTrace+1))
+	if err != nil {
+		return nil, fmt.Errorf("read a boot's recorded reads: %w", err)
+	}
+	if len(b) > chunked.MaxTrace {
+		return nil, fmt.Errorf("%w: recorded reads of more than %d bytes", chunked.ErrFormat, chunked.MaxTrace)
+	}
+	var doc struct {
+		Ranges [][]int64 `json:"ranges"`
+	}
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return nil, fmt.Errorf("%w: recorded reads: %w", chunked.ErrFormat, err)
+	}
+	ranges := make([]chunked.Range, len(doc.Ranges))
+	for i, x := range doc.Ranges {
+		if len(x) != 2 {
+			return nil, fmt.Errorf("%w: recorded reads: number %d is not [position, length]", chunked.ErrFormat, i)
+		}
+		ranges[i] = chunked.Range{Position: x[0], Length: x[1]}
+	}
+	return ranges, nil
 }

@@ -2,10 +2,12 @@ package images_test
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"math"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -160,4 +162,31 @@ func TestTraces(t *testing.T) {
 	if _, err := objects.Stat(t.Context(), chunked.TraceKey("web", old.Name)); !errors.Is(err, upload.ErrNotExist) {
 		t.Errorf("the trace of a version that was deleted: %v", err)
 	}
+}
+
+// FuzzReadRanges: whatever a guest says, what would be signed lies on the disk,
+// each byte once, and no more of it than a trace has.
+func FuzzReadRanges(f *testing.F) {
+	f.Add(`{"ranges":[[0,4096],[8192,1],[4096,100000]]}`, int64(1<<20))
+	f.Add(`{"ranges":[[-1,4096],[9223372036854775807,9223372036854775807]]}`, int64(1<<20))
+	f.Add(`{"ranges":[[1]]}`, int64(5))
+	f.Fuzz(func(t *testing.T, text string, size int64) {
+		ranges, err := images.ReadRanges(strings.NewReader(text))
+		if err != nil {
+			if !errors.Is(err, chunked.ErrFormat) {
+				t.Fatal(err)
+			}
+			return
+		}
+		list := images.FirstReads(ranges, size)
+		seen := slices.Clone(list)
+		slices.SortFunc(seen, func(a, b chunked.Range) int { return cmp.Compare(a.Position, b.Position) })
+		end := int64(0)
+		for _, r := range seen {
+			if r.Position < end || r.Length < 1 || r.Length > size-r.Position {
+				t.Fatalf("%q: %d bytes at %d of %d", text, r.Length, r.Position, size)
+			}
+			end = r.Position + r.Length
+		}
+	})
 }
