@@ -1,0 +1,98 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+)
+
+// CreatePending puts the record of an image that is still being made:
+// [Catalog.Complete] or [Catalog.Fail] is to follow. It is of no kind and has no
+// location yet. check, which may be nil, is asked before anything is put, within
+// the transaction; it must have no effects.
+func (c *Catalog) CreatePending(ctx context.Context, call Call, action string, want Image, check func(*Tx) error) (*Image, error) {
+	if err := CheckName(want.Name); err != nil {
+		return nil, err
+	}
+	w := want.Clone()
+	w.Kind, w.Location = KindNone, ""
+	w.defaults()
+	var made *Image
+	err := c.run(ctx, call, func(t *Tx) error {
+		if check != nil {
+			if err := check(t); err != nil {
+				return err
+			}
+		}
+		m := w.Clone()
+		m.Owner, m.State, m.Created = call.Account, Pending, t.Now()
+		var err error
+		if m.ID, err = t.newID(ctx, prefixOf(m.Type)); err != nil {
+			return err
+		}
+		made, err = t.create(ctx, m, call, action, m.SourceInstance)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return made, nil
+}
+
+// errSettled ends a transaction that has nothing left to do.
+var errSettled = errors.New("the image is no longer pending")
+
+// Complete makes a pending image available: what lies at the location is
+// fetched and checked as by [Catalog.Register]. The location must be no other
+// image's: what is new lies where nothing was. An image that is no longer
+// pending is left alone.
+func (c *Catalog) Complete(ctx context.Context, call Call, id, location string) error {
+	facts, err := c.Inspect(ctx, location)
+	if err != nil {
+		return err
+	}
+	return c.settle(ctx, call, id, "complete", facts.Location, func(t *Tx, n *Image) error {
+		others, err := t.At(ctx, facts.Location)
+		if err != nil {
+			return err
+		}
+		if len(others) > 0 {
+			return refuse(CodeManifest, "The location %q is %s's already", clip(facts.Location), others[0].ID)
+		}
+		if err := t.claimed(ctx, facts.Location); err != nil {
+			return err
+		}
+		n.Architecture, n.VirtualizationType = "", "" // guesses until now
+		facts.fill(n)
+		n.defaults()
+		n.State, n.Reason = Available, Reason{}
+		return nil
+	})
+}
+
+// Fail says that a pending image will not come. One that is no longer pending
+// is left alone.
+func (c *Catalog) Fail(ctx context.Context, call Call, id string, why Reason) error {
+	why.Message = oneLine(why.Message, 1024)
+	return c.settle(ctx, call, id, "fail", why.Code, func(_ *Tx, n *Image) error {
+		n.State, n.Reason = Failed, why
+		return nil
+	})
+}
+
+func (c *Catalog) settle(ctx context.Context, call Call, id, action, detail string, f func(*Tx, *Image) error) error {
+	_, err := c.change(ctx, call, id, action, detail, func(t *Tx, n *Image) error {
+		if n.State != Pending {
+			return errSettled
+		}
+		return f(t, n)
+	})
+	if errors.Is(err, errSettled) {
+		return nil
+	}
+	return err
+}
+
+// Glob says whether s matches a pattern as the values of filters are: * stands
+// for any characters, ? for one, and \ in front of a character for that
+// character itself.
+func Glob(pattern, s string) bool { return compile(pattern).match(s) }
