@@ -1,0 +1,264 @@
+package ec2api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/instar-image/instar/upload/catalog"
+	"github.com/instar-image/instar/upload/catalog/tasks"
+)
+
+type bundleInstance struct {
+	dry
+	InstanceID string `q:"InstanceId!"`
+	Storage    struct {
+		S3 struct {
+			Bucket                string
+			Prefix                string
+			AWSAccessKeyID        string `q:"AWSAccessKeyId"`
+			UploadPolicy          blob
+			UploadPolicySignature string
+		}
+	}
+}
+
+type bundleTaskItem struct {
+	InstanceID string           `xml:"instanceId"`
+	BundleID   string           `xml:"bundleId"`
+	State      string           `xml:"state"`
+	StartTime  string           `xml:"startTime"`
+	UpdateTime string           `xml:"updateTime"`
+	Storage    storageItem      `xml:"storage"`
+	Progress   string           `xml:"progress,omitempty"`
+	Error      *bundleTaskError `xml:"error"`
+}
+
+type storageItem struct {
+	S3 struct {
+		Bucket string `xml:"bucket"`
+		Prefix string `xml:"prefix"`
+	} `xml:"S3"`
+}
+
+type bundleTaskError struct {
+	Code    string `xml:"code"`
+	Message string `xml:"message"`
+}
+
+type bundleTaskReply struct {
+	head
+	BundleInstanceTask bundleTaskItem `xml:"bundleInstanceTask"`
+}
+
+func newBundleTask(t *tasks.Task) bundleTaskItem {
+	i := bundleTaskItem{InstanceID: t.Instance, BundleID: t.ID, State: string(t.State), StartTime: timestamp(t.Created), UpdateTime: timestamp(t.Updated)}
+	i.Storage.S3.Bucket, i.Storage.S3.Prefix = t.Bucket, t.Prefix
+	if !t.State.Ended() && t.State != tasks.Pending {
+		i.Progress = percent(t.Progress)
+	}
+	if t.State == tasks.Cancelled || t.State == tasks.Failed { // EC2 has no state for cancelled
+		i.State = string(tasks.Failed)
+		i.Error = &bundleTaskError{t.Code, t.Message}
+		if t.State == tasks.Cancelled {
+			i.Error.Code = "Client.Cancelled"
+		}
+		if i.Error.Code == "" {
+			i.Error.Code = "Server.InternalError"
+		}
+	}
+	return i
+}
+
+// taskable makes sure that an instance can be asked by the caller. One of
+// somebody else is one that does not exist.
+func (s *Server) taskable(c *call, instance string) error {
+	if !tasks.ValidInstance(instance) {
+		return refuse(codeInstanceMalformed, "Invalid id: \"%.100s\"", instance)
+	}
+	if s.o.Tasks == nil || !c.account.owns(instance) {
+		return refuse(codeInstanceNotFound, "The instance ID '%s' does not exist", instance)
+	}
+	return nil
+}
+
+func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance) (reply, error) {
+	if err := s.taskable(c, in.InstanceID); err != nil {
+		return nil, err
+	}
+	to := in.Storage.S3
+	bucket, folder, _ := strings.Cut(strings.Trim(to.Bucket, "/"), "/")
+	prefix := strings.TrimPrefix(folder+"/"+strings.TrimPrefix(to.Prefix, "/"), "/")
+	switch {
+	case bucket == "":
+		return nil, missing("Storage.S3.Bucket")
+	case to.Prefix == "":
+		return nil, missing("Storage.S3.Prefix")
+	case !c.account.uses(bucket):
+		return nil, refuse(catalog.CodeAuthFailure, "Not authorized for images: the account may not have bundles put into the bucket %.100q", bucket)
+	}
+	if err := s.checkPolicy(c, to.AWSAccessKeyID, to.UploadPolicy, to.UploadPolicySignature, bucket, prefix); err != nil {
+		return nil, err
+	}
+	all, err := s.o.Tasks.List(ctx, in.InstanceID)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range all {
+		if t.Kind == tasks.BundleInstance && !t.State.Ended() && s.o.Now().Before(t.Expires) {
+			return nil, refuse(codeBundling, "Instance '%s' is already being bundled: %s", in.InstanceID, t.ID)
+		}
+	}
+	if in.DryRun {
+		return nil, catalog.DryRun(nil)
+	}
+	t, err := s.o.Tasks.Submit(ctx, tasks.Request{Kind: tasks.BundleInstance, Instance: in.InstanceID, Account: c.account.id, Bucket: bucket, Prefix: prefix})
+	if errors.Is(err, tasks.ErrRequest) {
+		return nil, refuse(catalog.CodeParameterValue, "%v", err)
+	} else if err != nil {
+		return nil, err
+	}
+	return &bundleTaskReply{BundleInstanceTask: newBundleTask(&t)}, nil
+}
+
+// checkPolicy looks at the upload policy that clients make for the service that
+// bundles. The agent here stores with credentials of its own, so the policy
+// gives it nothing; what it forbids is held to, so that nothing is stored that
+// its maker did not mean. Its signature is made with SHA-1 and is not checked:
+// the request's own signature says who asks.
+func (s *Server) checkPolicy(c *call, key string, policy []byte, signature, bucket, prefix string) error {
+	if len(policy) == 0 && signature == "" {
+		return nil
+	}
+	if owner, ok := c.accounts.keys[key]; key == "" || !ok || owner.account != c.account {
+		return refuse(catalog.CodeAuthFailure, "The upload policy's access key is none of the account's")
+	}
+	if len(policy) == 0 || signature == "" {
+		return refuse(catalog.CodeCombination, "UploadPolicy and UploadPolicySignature go together")
+	}
+	var p struct {
+		Expiration time.Time         `json:"expiration"`
+		Conditions []json.RawMessage `json:"conditions"`
+	}
+	if err := json.Unmarshal(policy, &p); err != nil {
+		return refuse(catalog.CodeParameterValue, "The upload policy is no JSON of a policy: %v", err)
+	}
+	if !s.o.Now().Before(p.Expiration) {
+		return refuse(catalog.CodeParameterValue, "The upload policy expired at %s", timestamp(p.Expiration))
+	}
+	for _, raw := range p.Conditions {
+		var equal map[string]string
+		var words []string
+		switch {
+		case json.Unmarshal(raw, &equal) == nil:
+			for name, is := range equal {
+				if strings.TrimPrefix(name, "$") == "bucket" && is != bucket {
+					return refuse(catalog.CodeAuthFailure, "The upload policy is for the bucket %.100q", is)
+				}
+			}
+		case json.Unmarshal(raw, &words) == nil && len(words) == 3:
+			if words[1] == "$key" && words[0] == "starts-with" && !strings.HasPrefix(prefix, words[2]) {
+				return refuse(catalog.CodeAuthFailure, "The upload policy is for keys that begin with %.100q", words[2])
+			}
+		}
+	}
+	return nil
+}
+
+type describeBundleTasks struct {
+	dry
+	BundleID []string `q:"BundleId"`
+	Filter   []filter
+}
+
+type describeBundleTasksReply struct {
+	head
+	BundleInstanceTasksSet items[bundleTaskItem] `xml:"bundleInstanceTasksSet"`
+}
+
+// bundleTasks are the bundle tasks of an account.
+func (s *Server) bundleTasks(ctx context.Context, account string) ([]tasks.Task, error) {
+	if s.o.Tasks == nil {
+		return nil, nil
+	}
+	all, err := s.o.Tasks.List(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(t tasks.Task) bool { return t.Kind != tasks.BundleInstance || t.Account != account }), nil
+}
+
+func (s *Server) describeBundleTasks(ctx context.Context, c *call, in *describeBundleTasks) (reply, error) {
+	match, err := newMatcher(in.Filter, "bundle-id", "instance-id", "state", "start-time", "update-time", "s3-bucket", "s3-prefix", "progress", "error-code", "error-message")
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.bundleTasks(ctx, c.account.id)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range in.BundleID {
+		if !slices.ContainsFunc(all, func(t tasks.Task) bool { return t.ID == id }) {
+			return nil, refuse(codeBundleNotFound, "The bundle ID '%.100s' does not exist", id)
+		}
+	}
+	out := &describeBundleTasksReply{}
+	for _, t := range all {
+		i := newBundleTask(&t)
+		if len(in.BundleID) > 0 && !slices.Contains(in.BundleID, t.ID) || !match.all(func(name string) []string { return i.field(name) }) {
+			continue
+		}
+		out.BundleInstanceTasksSet.Item = append(out.BundleInstanceTasksSet.Item, i)
+	}
+	return out, nil
+}
+
+func (i *bundleTaskItem) field(name string) []string {
+	if i.Error != nil {
+		switch name {
+		case "error-code":
+			return []string{i.Error.Code}
+		case "error-message":
+			return []string{i.Error.Message}
+		}
+	}
+	if v, ok := map[string]string{
+		"bundle-id": i.BundleID, "instance-id": i.InstanceID, "state": i.State, "start-time": i.StartTime, "update-time": i.UpdateTime,
+		"s3-bucket": i.Storage.S3.Bucket, "s3-prefix": i.Storage.S3.Prefix, "progress": i.Progress,
+	}[name]; ok && v != "" {
+		return []string{v}
+	}
+	return nil
+}
+
+type cancelBundleTask struct {
+	dry
+	BundleID string `q:"BundleId!"`
+}
+
+func (s *Server) cancelBundleTask(ctx context.Context, c *call, in *cancelBundleTask) (reply, error) {
+	all, err := s.bundleTasks(ctx, c.account.id)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(all, func(t tasks.Task) bool { return t.ID == in.BundleID })
+	if i < 0 {
+		return nil, refuse(codeBundleNotFound, "The bundle ID '%.100s' does not exist", in.BundleID)
+	}
+	if all[i].State.Ended() {
+		return nil, refuse(catalog.CodeState, "The bundle task %s is %s", in.BundleID, all[i].State)
+	}
+	if in.DryRun {
+		return nil, catalog.DryRun(nil)
+	}
+	t, err := s.o.Tasks.Cancel(ctx, all[i])
+	if errors.Is(err, tasks.ErrEnded) {
+		return nil, refuse(catalog.CodeState, "The bundle task %s has just ended", in.BundleID)
+	} else if err != nil {
+		return nil, err
+	}
+	return &bundleTaskReply{BundleInstanceTask: newBundleTask(&t)}, nil
+}

@@ -1,0 +1,153 @@
+package ec2api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/instar-image/instar/upload/catalog"
+	"github.com/instar-image/instar/upload/catalog/tasks"
+)
+
+type createImage struct {
+	dry
+	InstanceID         string `q:"InstanceId!"`
+	Name               string `q:"Name!"`
+	Description        string
+	NoReboot           bool
+	BlockDeviceMapping []mappingParam
+	TagSpecification   []tagSpecification
+}
+
+// createImage registers an image that is pending, and asks the instance's agent
+// for it. The agent captures the running system as the store's image named
+// after the instance; settle makes the record available when it is there.
+func (s *Server) createImage(ctx context.Context, c *call, in *createImage) (reply, error) {
+	if err := s.taskable(c, in.InstanceID); err != nil {
+		return nil, err
+	}
+	tags, err := tagsOf(in.TagSpecification, "image", "snapshot")
+	if err != nil {
+		return nil, err
+	}
+	devices, err := mappings(in.BlockDeviceMapping)
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.o.Catalog.CreatePending(ctx, c.as(in.DryRun), "CreateImage", catalog.Image{
+		Name: in.Name, Description: in.Description, BlockDevices: devices, Tags: tags, SourceInstance: in.InstanceID,
+		Architecture: "x86_64", VirtualizationType: "hvm",
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.o.Tasks.Submit(ctx, tasks.Request{
+		Kind: tasks.CreateImage, Instance: in.InstanceID, Account: c.account.id, ImageID: m.ID, Name: in.InstanceID,
+		Description: in.Description, NoReboot: in.NoReboot,
+	})
+	if err != nil {
+		// Nobody will make it: say so, and not that it is on its way.
+		ferr := s.o.Catalog.Fail(context.WithoutCancel(ctx), c.as(false), m.ID, catalog.Reason{Code: "Server.InternalError", Message: "the instance's agent could not be asked"})
+		return nil, errors.Join(err, ferr)
+	}
+	return &imageIDReply{ImageID: m.ID}, nil
+}
+
+// settler is who changes records that agents have made true.
+const settler = "instar catalog serve"
+
+// stalled is how long an agent may say nothing of a task it took.
+const stalled = 24 * time.Hour
+
+// settle finds out what became of pending images that agents make, and says so
+// in the catalog: those of one account, or of all if it is "".
+func (s *Server) settle(ctx context.Context, account string) error {
+	if s.o.Tasks == nil {
+		return nil
+	}
+	var pending []*catalog.Image
+	err := s.o.Catalog.Read(ctx, func(v *catalog.View) error {
+		pending = nil
+		for m, err := range v.Images(ctx) {
+			if err != nil {
+				return err
+			}
+			if m.State == catalog.Pending && m.SourceInstance != "" && (account == "" || m.Owner == account) {
+				pending = append(pending, m)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(pending) == 0 {
+		return err
+	}
+	known := make(map[string][]tasks.Task)
+	for _, m := range pending {
+		all, asked := known[m.SourceInstance]
+		if !asked {
+			if all, err = s.o.Tasks.List(ctx, m.SourceInstance); err != nil {
+				return err
+			}
+			known[m.SourceInstance] = all
+		}
+		if err := s.settleOne(ctx, m, all); err != nil {
+			return fmt.Errorf("image %s: %w", m.ID, err)
+		}
+	}
+	return nil
+}
+
+// Settle is for whoever calls it now and then, so that images become available
+// even if nobody asks for them; and it forgets old tasks.
+func (s *Server) Settle(ctx context.Context) error {
+	if s.o.Tasks == nil || s.o.ReadOnly {
+		return nil
+	}
+	if err := s.settle(ctx, ""); err != nil {
+		return err
+	}
+	_, err := s.o.Tasks.Forget(ctx)
+	return err
+}
+
+func (s *Server) settleOne(ctx context.Context, m *catalog.Image, all []tasks.Task) error {
+	by := catalog.Call{Account: m.Owner, By: settler}
+	fail := func(code, format string, a ...any) error {
+		return s.o.Catalog.Fail(ctx, by, m.ID, catalog.Reason{Code: code, Message: fmt.Sprintf(format, a...)})
+	}
+	now := s.o.Now()
+	i := slices.IndexFunc(all, func(t tasks.Task) bool { return t.ImageID == m.ID && t.Account == m.Owner })
+	if i < 0 {
+		if now.Sub(m.Created) < tasks.Lifetime {
+			return nil // it is being submitted
+		}
+		return fail("Server.InternalError", "the task of the instance's agent is gone")
+	}
+	switch t := &all[i]; {
+	case t.State == tasks.Complete:
+		// The status is anybody's word who may write the bucket: what it names
+		// must be this instance's image, with a good signature.
+		name, version, ok := strings.Cut(t.Manifest, "@")
+		if name != t.Name || !ok || version == "" {
+			return fail("Server.InternalError", "the agent made %q and was asked for %q", t.Manifest, t.Name)
+		}
+		err := s.o.Catalog.Complete(ctx, by, m.ID, t.Manifest)
+		var refused *catalog.Error
+		if errors.As(err, &refused) && refused.Code == catalog.CodeManifest {
+			return fail("Client.InvalidManifest", "%v", refused)
+		}
+		return err
+	case t.State == tasks.Failed:
+		return fail("Server."+strings.TrimPrefix(t.Code, "Server."), "%s", t.Message)
+	case t.State == tasks.Cancelled:
+		return fail("Client.Cancelled", "the task was cancelled")
+	case t.State == tasks.Pending && !now.Before(t.Expires):
+		return fail("Client.InstanceUnreachable", "no agent of the instance took the task within %s", tasks.Lifetime)
+	case t.State != tasks.Pending && now.Sub(t.Updated) > stalled:
+		return fail("Server.InternalError", "the instance's agent said nothing for %s", stalled)
+	}
+	return nil
+}
