@@ -62,7 +62,7 @@ a scratch disk, and leaving nothing half-made:
 		newDownloadBundle(a), newUnbundle(a), newDownloadAndUnbundle(a), newUnbundleStream(a),
 		newRestore(a), newImages(a), newExport(a), newImport(a), newGC(a), newRepair(a), newRecipients(a),
 		newVerify(a), newDeleteBundle(a), newMigrateManifest(a), newMigrateBundle(a),
-		newMetadata(a), newInitrd(a), newLaunch(a), newCache(a), newAgent(a),
+		newMetadata(a), newCatalog(a), newInitrd(a), newLaunch(a), newCache(a), newAgent(a),
 		newVersion(a), newLinks(a), newConfig(a), newMan(a), newOptionsTable(a),
 	)
 	root.AddCommand(refusedCommands(a)...)

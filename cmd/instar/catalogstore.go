@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/upload"
+	"github.com/instar-image/instar/upload/catalog"
+	"github.com/instar-image/instar/upload/images"
+)
+
+// openedCatalog is a catalog, the store it is in, and the images beside it.
+type openedCatalog struct {
+	*catalog.Catalog
+	store  upload.Store
+	signer keys.Signer // nil if it is only read
+	trust  *keys.AllowedSigners
+	close  func() error
+}
+
+// openCatalog opens the catalog of the store that the options name, for changes
+// too if change is set: sign is --sign then, "" for the machine's own key.
+func (a *app) openCatalog(ctx context.Context, o *imageStore, sign string, change bool) (*openedCatalog, error) {
+	m := a.machineKeys(o, sign, false)
+	ids, err := m.Identities()
+	if err != nil && (len(o.identities) > 0 || !errors.Is(err, fs.ErrNotExist)) {
+		return nil, err
+	}
+	trust, err := trusted(m)
+	if err != nil {
+		return nil, err
+	}
+	k := &openedCatalog{trust: trust}
+	if change {
+		if k.signer, err = a.signer(ctx, o, sign); err != nil {
+			return nil, err
+		}
+	}
+	if k.store, err = a.openImages(ctx, o, false); err != nil {
+		return nil, err
+	}
+	k.close = k.store.Close
+	io := images.Options{Trust: trust, Identities: ids, State: a.stateDir()}
+	stored, err := images.Open(k.store, io)
+	if err != nil {
+		return nil, errors.Join(err, k.close())
+	}
+	k.Catalog, err = catalog.Open(k.store, catalog.Options{
+		Trust: trust, Signer: k.signer, State: a.stateDir(), Images: stored, Bucket: a.catalogBucket(o),
+	})
+	if err != nil {
+		return nil, errors.Join(err, k.close())
+	}
+	return k, nil
+}
+
+// catalogBucket opens the buckets that bundles are in: at the endpoint of the
+// catalog's own store, by the same keys. Beside a store that is a directory they
+// are directories too.
+func (a *app) catalogBucket(o *imageStore) func(context.Context, string) (upload.Store, error) {
+	return func(ctx context.Context, bucket string) (upload.Store, error) {
+		endpoint := a.setting("endpoint", "--url", o.url)
+		if dir := a.imageStoreDir(o); dir != "" && !strings.HasPrefix(endpoint, "file://") && !strings.HasPrefix(endpoint, "/") {
+			return upload.OpenDir(filepath.Join(filepath.Dir(dir), bucket), false)
+		}
+		return a.openBucket(ctx, &o.storage, bucket, false)
+	}
+}
