@@ -19,6 +19,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// syncAlone is how many bytes, and more, are made durable before the lock of all
+// writers is taken: under it, only the file's time is left to be.
+const syncAlone = 1 << 20
+
 // tempPrefix begins the names of files being written.
 const tempPrefix = ".instar-tmp-"
 
@@ -142,7 +146,7 @@ func (d *dirStore) put(ctx context.Context, op, key string, r io.Reader, size in
 
 	w := []io.Writer{f}
 	var sum, sha hash.Hash
-	if o.SHA256 != nil {
+	if o.SHA256 != nil && !o.Fresh {
 		sha = sha256.New()
 		w = append(w, sha)
 	}
@@ -174,6 +178,11 @@ func (d *dirStore) put(ctx context.Context, op, key string, r io.Reader, size in
 	}
 	if err := f.Chmod(0o644); err != nil {
 		return Object{}, d.err(op, key, err)
+	}
+	if n > syncAlone {
+		if err := f.Sync(); err != nil {
+			return Object{}, d.err(op, key, err)
+		}
 	}
 	var obj Object
 	err = d.changing(func() error {

@@ -119,6 +119,9 @@ type PutOptions struct {
 	// they save a pass over the body and the server checks them.
 	MD5    []byte
 	SHA256 []byte
+	// Fresh says that SHA256 was computed a moment ago from the very memory that
+	// is the body: a store with nothing in between does not compute it again.
+	Fresh bool
 
 	// PartSize and Parallel rule multipart uploads: PutStream, and Put above
 	// 5 GiB. Default 16 MiB (at least 5 MiB) and 4.

@@ -84,6 +84,12 @@ func (s *Store) putNamed(ctx context.Context, key string, n chunked.Name, data [
 	return err
 }
 
+// putFresh is putNamed for data that n was computed from just now.
+func (s *Store) putFresh(ctx context.Context, key string, n chunked.Name, data []byte) error {
+	_, err := upload.PutBytes(ctx, s.objects, key, data, upload.PutOptions{SHA256: n[:], Fresh: true})
+	return err
+}
+
 // putIf replaces what has etag, or makes the object if etag is "". The error is
 // [upload.ErrExist] if another was faster. An answer that was lost is found out.
 func (s *Store) putIf(ctx context.Context, key string, data []byte, etag string) error {

@@ -216,12 +216,13 @@ func (r *Run) PackSize(n chunked.Name) (int64, bool) {
 // UsableIndex tells whether a segment of the parent's may be shared.
 func (r *Run) UsableIndex(n chunked.Name) bool { return r.start.has(chunked.IndexObjectKey(n)) }
 
-// PutPack stores a pack. nil means that it is durable.
+// PutPack stores a pack, whose name n is, as a [chunked.Writer] does. nil means
+// that it is durable.
 func (r *Run) PutPack(ctx context.Context, n chunked.Name, data []byte) error {
-	return r.s.putNamed(ctx, chunked.PackKey(n), n, data)
+	return r.s.putFresh(ctx, chunked.PackKey(n), n, data)
 }
 
-// PutIndex stores an index object. nil means that it is durable.
+// PutIndex stores an index object likewise.
 func (r *Run) PutIndex(ctx context.Context, n chunked.Name, data []byte) error {
-	return r.s.putNamed(ctx, chunked.IndexObjectKey(n), n, data)
+	return r.s.putFresh(ctx, chunked.IndexObjectKey(n), n, data)
 }
