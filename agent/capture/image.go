@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/instar-image/instar/bundle/chunked"
@@ -134,15 +135,9 @@ func createImage(ctx context.Context, o ImageOptions, r Reporter) (res *ImageRes
 			err = errors.Join(err, cerr)
 		}
 	}()
-	if err := c.openParent(ctx); err != nil {
-		return nil, err
-	}
 	now := time.Now()
 	started := filetree.Time{Sec: now.Unix(), Nsec: uint32(now.Nanosecond())}
-	if c.parent != nil {
-		o.Volume.Parent = c.parent.layout
-	}
-	if c.volume, err = PlanVolume(ctx, o.Volume, r); err != nil {
+	if err := c.plan(ctx); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.volume.Close()) }()
@@ -169,32 +164,69 @@ func createImage(ctx context.Context, o ImageOptions, r Reporter) (res *ImageRes
 	return c.res, nil
 }
 
+// plan scans the volume while the version before is found and read, and plans
+// the image when both are there.
+func (c *creation) plan(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	read := make(chan error, 1)
+	var note string
+	go func() {
+		var err error
+		if note, err = c.openParent(ctx); err != nil {
+			stop(err) // there is no use in scanning to the end
+		}
+		read <- err
+	}()
+	wait := sync.OnceValue(func() error { return <-read })
+	o := c.o.Volume
+	o.Parent = func() (*ext4.Layout, error) {
+		if err := wait(); err != nil {
+			return nil, err
+		}
+		if note != "" {
+			c.r.Note(note)
+		}
+		if c.parent == nil {
+			return nil, nil
+		}
+		return c.parent.layout, nil
+	}
+	var err error
+	c.volume, err = PlanVolume(ctx, o, c.r)
+	stop(err)
+	wait()
+	if err != nil {
+		return context.Cause(ctx) // the first of the two that failed
+	}
+	return nil
+}
+
 // openParent finds the version before. That there is none, or that this
 // machine cannot read it, makes the image a full one; that it is not
 // authentic, or shows an older state than was seen before, is an error.
-func (c *creation) openParent(ctx context.Context) error {
+//
+// It returns what an operator should know.
+func (c *creation) openParent(ctx context.Context) (note string, err error) {
 	if c.o.Full {
-		return nil
+		return "", nil
 	}
 	image, err := c.run.Parent(ctx, "")
 	if err != nil {
-		return err
+		return "", err
 	}
 	if image == nil {
-		c.r.Note(fmt.Sprintf("%s has no image %q yet: this is a full one", c.o.Store, c.o.Name))
-		return nil
+		return fmt.Sprintf("%s has no image %q yet: this is a full one", c.o.Store, c.o.Name), nil
 	}
 	p := &parent{image: image, start: disk.Kind(image.Manifest.Partition).Start()}
 	if err := c.readParent(ctx, p); err != nil {
 		if ctx.Err() != nil {
-			return err
+			return "", err
 		}
-		c.r.Note(fmt.Sprintf("the image before this one cannot be built upon: every file is read, and compared with what this machine has stored (%v)", err))
-		return nil
+		return fmt.Sprintf("the image before this one cannot be built upon: every file is read, and compared with what this machine has stored (%v)", err), nil
 	}
 	c.parent = p
 	c.res.Parent = &image.Name
-	return nil
+	return "", nil
 }
 
 // layoutCache is the memory for reading a layout, in bytes: it is read once,

@@ -43,9 +43,10 @@ type VolumeOptions struct {
 	// "xfs" or "btrfs", which are made in a scratch file in Scratch, as large as
 	// their content.
 	FS, Scratch string
-	// Parent is where everything was in the image that this one follows, or nil:
-	// what did not change keeps its place.
-	Parent *ext4.Layout
+	// Parent, if not nil, is asked once, after the volume was scanned, for where
+	// everything was in the image that this one follows, or nil: what did not
+	// change keeps its place.
+	Parent func() (*ext4.Layout, error)
 }
 
 // Volume is a live volume, scanned and planned, nothing written yet.
@@ -142,7 +143,13 @@ func (v *Volume) layOut(o VolumeOptions, whole bool) error {
 	if kind == "" {
 		kind = disk.None
 	}
-	fo := ext4.Options{NotAfter: time.Now().Unix(), Parent: o.Parent}
+	fo := ext4.Options{NotAfter: time.Now().Unix()}
+	if o.Parent != nil {
+		var err error
+		if fo.Parent, err = o.Parent(); err != nil {
+			return err
+		}
+	}
 	switch {
 	case o.Label != nil:
 		fo.Label = *o.Label

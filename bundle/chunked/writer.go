@@ -158,7 +158,9 @@ func NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
 	for i := range packers {
 		var err error
 		if packers[i].level, err = newPacker(o.Level); err == nil {
-			packers[i].small, err = newPacker(o.Small)
+			if packers[i].small = packers[i].level; o.Small != o.Level {
+				packers[i].small, err = newPacker(o.Small)
+			}
 		}
 		if err != nil {
 			stop(err)
