@@ -15,6 +15,7 @@ import (
 	"github.com/instar-image/instar/agent/machine"
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/bundle/rootfs"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 	"github.com/instar-image/instar/upload/images"
 )
@@ -23,14 +24,15 @@ import (
 const defaultDomain = "default"
 
 func runCreateImage(ctx context.Context, a *app, o *createImageOptions) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(25) // as in bundle-vol
-	}
+	limitGarbage(0)
 	begun := time.Now()
 	plan, err := a.volumePlan(&o.volumeOptions, o.arch)
 	if err != nil {
 		return err
 	}
+	// What lives during the walk is the tree; two million files are not to have
+	// as much garbage beside them.
+	plan.Root.Report = func(p rootfs.Progress) { limitGarbage(int64(p.Files) * treeMemory) }
 	m := a.machineKeys(&o.imageStore, o.sign, !o.dryRun)
 	plan.Root.Never = append(plan.Root.Never, m.SecretFiles()...)
 	if f := a.setting("secret_key_file", "--secret-key-file", o.secretKeyFile); f != "" && f != "-" {
@@ -69,9 +71,7 @@ func runCreateImage(ctx context.Context, a *app, o *createImageOptions) error {
 	case exitCode(err) != exitFile: // there is none
 		return err
 	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		io.Planned = limitMemory
-	}
+	io.Planned = limitMemory
 	r := &reporter{ui: a.ui}
 	defer r.end()
 	res, err := capture.CreateImage(ctx, io.ImageOptions, r)
@@ -85,11 +85,21 @@ func runCreateImage(ctx context.Context, a *app, o *createImageOptions) error {
 	return a.afterImage(res)
 }
 
+// treeMemory is about what a file takes until it is planned, in bytes.
+const treeMemory = 250
+
 // limitMemory makes the collector hold a capture to what its plan takes now,
-// the writer's buffers, and what the index of data bytes needs: about 100 bytes
-// for each half MiB. Beyond that only garbage would gather.
+// the writer's buffers with a third of room to gather garbage in, and what the
+// index of data bytes needs: about 100 bytes for each half MiB. A limit that
+// what lives comes near to would have it collect all the time. GOMEMLIMIT in the
+// environment has the last word.
 func limitMemory(data int64) {
-	const buffers = 130 << 20
+	const buffers = 150 << 20
+	limitGarbage(buffers)
+	if os.Getenv("GOMEMLIMIT") != "" {
+		return
+	}
+	runtime.GC() // the plan is to be counted, not what its making left
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	debug.SetMemoryLimit(int64(m.HeapAlloc) + buffers + data>>19*100)
