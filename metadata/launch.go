@@ -12,6 +12,9 @@ import (
 type Launch struct {
 	Format string `yaml:"format"` // ec2 or instar
 	Store  string `yaml:"store"`  // where the image is: s3://bucket/prefix
+	// Mode is eager, lazy or lazy-or-eager: how the image comes to the disk.
+	// "" leaves it to the initrd.
+	Mode string `yaml:"mode"`
 	// Endpoint, Region and CACert (PEM) say how the instance reaches the store.
 	Endpoint string `yaml:"endpoint"`
 	Region   string `yaml:"region"`

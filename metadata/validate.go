@@ -409,6 +409,14 @@ func (l *Launch) check(c *checker) {
 	if u, err := url.Parse(l.Store); err != nil || u.Scheme == "" {
 		c.bad("launch.store", "%q is not a store's URL like s3://bucket/prefix", l.Store)
 	}
+	switch l.Mode {
+	case "", "eager", "lazy", "lazy-or-eager":
+	default:
+		c.bad("launch.mode", "%q is none of eager, lazy, lazy-or-eager", l.Mode)
+	}
+	if l.Mode == "lazy" && l.Format == "ec2" {
+		c.bad("launch.mode", "an EC2 bundle is one stream, of which no part can be read alone: eager or lazy-or-eager")
+	}
 	if l.Manifest == "" {
 		c.bad("launch.manifest", "missing: the manifest's name below the store")
 	}

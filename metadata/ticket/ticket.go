@@ -42,6 +42,7 @@ type Ticket struct {
 	Version    int    `json:"version"`
 	InstanceID string `json:"instance-id"`
 	Format     string `json:"format"` // ec2 or instar
+	Mode       Mode   `json:"mode,omitempty"`
 
 	Store    string `json:"store"`
 	Endpoint string `json:"endpoint,omitempty"`
@@ -60,6 +61,25 @@ type Ticket struct {
 	Objects     map[string]string `json:"objects,omitempty"`
 	Credentials *Credentials      `json:"credentials,omitempty"`
 	Expires     time.Time         `json:"expires"`
+}
+
+// Mode is how an image comes to the disk.
+type Mode string
+
+// Modes. "" leaves it to the initrd, whose default is Eager.
+const (
+	Eager       Mode = "eager"         // all of it before the boot
+	Lazy        Mode = "lazy"          // while the system runs; else the boot fails
+	LazyOrEager Mode = "lazy-or-eager" // lazily if that can be with this image and disk
+)
+
+// Check says whether m is a mode.
+func (m Mode) Check() error {
+	switch m {
+	case "", Eager, Lazy, LazyOrEager:
+		return nil
+	}
+	return fmt.Errorf("%q is none of eager, lazy, lazy-or-eager", string(m))
 }
 
 // Credentials are S3 credentials for the image's objects.
@@ -113,6 +133,8 @@ type Options struct {
 	AnyPort bool
 	// Timeout bounds each request; default 30 s.
 	Timeout time.Duration
+	// Holder goes on with another client's claim: what its Holder returned.
+	Holder string
 }
 
 // maxTicket is the most an answer may have, in bytes.
@@ -125,6 +147,9 @@ const maxToken = 1024
 // recipient of its own: it is one claim.
 func New(base string, o Options) (*Client, error) {
 	id, err := age.GenerateX25519Identity()
+	if o.Holder != "" {
+		id, err = age.ParseX25519Identity(o.Holder)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("making the ticket's recipient: %w", err)
 	}
@@ -141,6 +166,10 @@ func New(base string, o Options) (*Client, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
+
+// Holder is the secret of who holds the ticket that this client claimed: another
+// process renews and completes it with that.
+func (c *Client) Holder() string { return c.identity.String() }
 
 // dialPrivileged connects from a port below 1024.
 func dialPrivileged(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -199,6 +228,9 @@ func parse(b []byte) (*Ticket, error) {
 	t := new(Ticket)
 	if err := json.Unmarshal(b, t); err != nil {
 		return nil, err
+	}
+	if err := t.Mode.Check(); err != nil {
+		return nil, fmt.Errorf("its mode: %w", err)
 	}
 	if t.ManifestBytes != nil {
 		if sum := sha256.Sum256(t.ManifestBytes); hex.EncodeToString(sum[:]) != t.ManifestSHA256 {

@@ -82,7 +82,7 @@ func newClient(t *testing.T, f *fake) *Client {
 	return c
 }
 
-const good = `{"version":1,"instance-id":"i-1","format":"instar","store":"s3://b/p","manifest":"m","manifest-sha256":"ab","index-key":"AGE-SECRET","future":[1,2],"expires":"2030-01-01T00:00:00Z"}`
+const good = `{"version":1,"instance-id":"i-1","format":"instar","mode":"lazy","store":"s3://b/p","manifest":"m","manifest-sha256":"ab","index-key":"AGE-SECRET","future":[1,2],"expires":"2030-01-01T00:00:00Z"}`
 
 func TestClaim(t *testing.T) {
 	f := new(fake)
@@ -99,7 +99,7 @@ func TestClaim(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := &Ticket{Version: 1, InstanceID: "i-1", Format: "instar", Store: "s3://b/p", Manifest: "m", ManifestSHA256: "ab", IndexKey: "AGE-SECRET", Expires: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
+		want := &Ticket{Version: 1, InstanceID: "i-1", Format: "instar", Mode: Lazy, Store: "s3://b/p", Manifest: "m", ManifestSHA256: "ab", IndexKey: "AGE-SECRET", Expires: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
 		if d := cmp.Diff(want, got); d != "" {
 			t.Error(d)
 		}
@@ -208,6 +208,7 @@ func TestHostileServer(t *testing.T) {
 		{"no version", "", "it has version 0, this program knows 1", sealed("{}")},
 		{"another version", "", "it has version 2, this program knows 1", sealed(`{"version":2,"store":["in","another","form"]}`)},
 		{"members of wrong kinds", "", "reading the launch ticket", sealed(`{"version":1,"store":{}}`)},
+		{"another mode", "", "its mode: \"sideways\" is none of eager, lazy, lazy-or-eager", sealed(`{"version":1,"mode":"sideways"}`)},
 		{"another manifest", "", "not the one whose digest", sealed(`{"version":1,"manifest-bytes":"AAAA","manifest-sha256":"00"}`)},
 		{"deep", "", "reading the launch ticket", sealed(`{"version":1,"x":` + strings.Repeat("[", 1<<20) + `}`)},
 		{"a token with a line break", "a\r\nX: y", "no token", sealed(good)},
