@@ -295,6 +295,11 @@ func (b *builder) modules() ([]cpio.Record, error) {
 		}
 		b.report.Absent = append(b.report.Absent, absent...)
 	}
+	absent, err := list(boot.LazyModulesFile, lazyModules(), false)
+	if err != nil {
+		return nil, err
+	}
+	b.report.Absent = append(b.report.Absent, absent...)
 	return records, nil
 }
 

@@ -37,6 +37,9 @@ func DefaultModules() []string {
 // fast this machine is before it does anything.
 func rootFilesystems() []string { return []string{"ext4", "xfs", "btrfs"} }
 
+// lazyModules are for a root that comes lazily, and loaded only then.
+func lazyModules() []string { return []string{"dm_mod", "nbd"} }
+
 // Module is a kernel module as it goes into the initrd.
 type Module struct {
 	Name string // with '_' for '-', without suffix

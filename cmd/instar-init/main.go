@@ -1,5 +1,6 @@
 // Instar-init is the init of Instar's initrd: the smaller sister of instar, for
-// it fetches with net/http alone. As process 1 it boots the machine; as
+// it fetches with net/http alone. As process 1 it boots the machine and, as
+// "@instar-root", is the server of a root that comes lazily; as
 // "instar-init user-data" it runs an instance's user data in the booted system.
 package main
 
@@ -11,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/instar-image/instar/initrd/boot"
+	"github.com/instar-image/instar/initrd/lazyroot/resident"
 )
 
 func main() {
@@ -18,6 +20,10 @@ func main() {
 	defer stop()
 	var err error
 	switch {
+	case resident.Called():
+		// Nobody ends what the root lies on.
+		signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+		err = boot.ServeRoot(context.Background())
 	case len(os.Args) == 2 && os.Args[1] == "user-data":
 		err = boot.RunUserData(ctx, os.Stdout)
 	default:

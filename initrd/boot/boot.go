@@ -44,7 +44,7 @@ func steps() []step {
 		{"root", 30 * time.Minute, (*machine).root},
 		{"kexec", 60 * time.Second, (*machine).kexec},
 		{"inject", 60 * time.Second, (*machine).inject},
-		{"switch", 30 * time.Second, (*machine).switchRoot},
+		{"switch", 60 * time.Second, (*machine).switchRoot},
 	}
 }
 
@@ -74,6 +74,7 @@ type machine struct {
 	instance instance
 	handed   *instance // by the initrd before this one; nil if there was none
 	disk     *rootDisk
+	lazy     *lazyRoot // that the root lies on; nil if it is on the disk
 }
 
 // say writes a line to the console.
@@ -192,6 +193,10 @@ func (m *machine) shell() {
 func (m *machine) cleanUp() {
 	unix.Unmount(rootDir, unix.MNT_DETACH)
 	m.disk = nil
+	if m.lazy != nil {
+		m.lazy.stop()
+		m.lazy = nil
+	}
 }
 
 // until calls try until it succeeds, fails for good or ctx ends, with growing

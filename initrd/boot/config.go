@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/instar-image/instar/metadata/ticket"
 )
 
 // Files of the initrd that boot reads.
@@ -60,6 +62,10 @@ type Config struct {
 	// it. With ticket the image that the launch ticket names is written to
 	// Disk, once for the instance.
 	Root string `json:"root,omitempty"`
+	// Lazy is how an Instar image comes to the disk, whatever its ticket says:
+	// eager, lazy (also "true"), lazy-or-eager. Default: what the ticket says, else
+	// eager.
+	Lazy ticket.Mode `json:"lazy,omitempty"`
 	// Disk is the device that a ticket's image is written to, whatever it
 	// holds; default the first disk, if it holds nothing that is known.
 	Disk string `json:"disk,omitempty"`
@@ -126,6 +132,7 @@ func options() []option {
 		{"dns", text(func(c *Config) *string { return &c.DNS })},
 		{"keepnet", func(c *Config, v string) (err error) { c.KeepNet, err = strconv.ParseBool(v); return err }},
 		{"root", text(func(c *Config) *string { return &c.Root })},
+		{"lazy", func(c *Config, v string) error { c.Lazy = lazyMode(v); return nil }},
 		{"disk", text(func(c *Config) *string { return &c.Disk })},
 		{"anyport", func(c *Config, v string) (err error) { c.AnyPort, err = strconv.ParseBool(v); return err }},
 		{"proxy", text(func(c *Config) *string { return &c.Proxy })},
@@ -141,6 +148,17 @@ func options() []option {
 		{"patience", number(func(c *Config) *int { return &c.Patience })},
 		{"stop", text(func(c *Config) *string { return &c.Stop })},
 	}
+}
+
+// lazyMode is the mode that a value of instar.lazy stands for.
+func lazyMode(v string) ticket.Mode {
+	switch v {
+	case "true", "1":
+		return ticket.Lazy
+	case "false", "0":
+		return ticket.Eager
+	}
+	return ticket.Mode(v)
 }
 
 // Parameters overrides c by the instar.* parameters of a kernel command line.
@@ -243,6 +261,9 @@ func (c Config) Check() error {
 	case "dhcp", "static", "ra", "none":
 	default:
 		bad("net", d.Net, "one of dhcp, static, ra, none")
+	}
+	if err := d.Lazy.Check(); err != nil {
+		bad("lazy", string(d.Lazy), "true, false or lazy-or-eager")
 	}
 	if d.Net == "static" || d.Address != "" {
 		if _, err := netip.ParsePrefix(d.Address); err != nil {

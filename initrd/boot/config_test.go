@@ -183,3 +183,31 @@ func TestModuleOrder(t *testing.T) {
 		t.Errorf("%s\nwant %s", got, want)
 	}
 }
+
+// TestUdevName finds an interface's name in what udevadm says.
+func TestUdevName(t *testing.T) {
+	const out = "This program is for debugging only\nACTION=add\nINTERFACE=eth0\nID_NET_NAME_PATH=enp0s2\nID_NET_NAME=ens2\nUSEC_INITIALIZED=1\n"
+	for text, want := range map[string]string{out: "ens2", "": "", "ID_NET_NAME_SLOT=ens3\n": "", "  ID_NET_NAME=lan0": "lan0"} {
+		if got := udevName(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// TestKeepConfiguration has a drop-in for every network file of a root.
+func TestKeepConfiguration(t *testing.T) {
+	root, run := t.TempDir(), t.TempDir()
+	for _, name := range []string{"etc/systemd/network/10-all.network", "etc/systemd/network/10-all.link", "usr/lib/systemd/network/80-vm.network"} {
+		check(t, os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755))
+		check(t, os.WriteFile(filepath.Join(root, name), nil, 0o644))
+	}
+	check(t, os.Symlink("/usr/lib", filepath.Join(root, "lib")))
+	check(t, keepConfiguration(root, run))
+	found, err := filepath.Glob(filepath.Join(run, "systemd/network/*.d/*.conf"))
+	check(t, err)
+	want := []string{filepath.Join(run, "systemd/network/10-all.network.d/50-instar.conf"), filepath.Join(run, "systemd/network/80-vm.network.d/50-instar.conf")}
+	if !cmp.Equal(found, want) {
+		t.Errorf("%q, want %q", found, want)
+	}
+	check(t, keepConfiguration(t.TempDir(), run)) // without networkd
+}

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/instar-image/instar/initrd/lazyroot"
 )
 
 // filesystem is what a block device holds, by its superblock.
@@ -74,6 +76,10 @@ func fatID(b []byte) string {
 	return strings.ToUpper(fmt.Sprintf("%02x%02x-%02x%02x", b[3], b[2], b[1], b[0]))
 }
 
+// kindUnfinished is in place of a filesystem on the disk of a lazy root that is
+// not all there.
+const kindUnfinished = "instar"
+
 // device is a block device: a disk or a partition.
 type device struct {
 	Name      string // "vda1"
@@ -122,6 +128,9 @@ func listDevices(sys, dev string) ([]device, error) {
 		}
 		if f, err := os.Open(filepath.Join(dev, name)); err == nil {
 			d.filesystem, _ = probe(f) // an unreadable device has no filesystem that counts
+			if r, err := lazyroot.StateOf(f, d.Size); err == nil && r.State == lazyroot.Filling && d.Kind == "" {
+				d.Kind = kindUnfinished
+			}
 			f.Close()
 		}
 		list = append(list, d)

@@ -14,6 +14,7 @@ import (
 	"github.com/instar-image/instar/agent/inject"
 	"github.com/instar-image/instar/agent/inject/journal"
 	"github.com/instar-image/instar/initrd/eager"
+	"github.com/instar-image/instar/initrd/lazyroot"
 	"github.com/instar-image/instar/metadata/ticket"
 )
 
@@ -27,17 +28,28 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	lazy, err := unfinished(disk)
+	if err != nil {
+		return fmt.Errorf("reading the disk: %w", err)
+	}
+	begun := lazy.State != lazyroot.None && lazy.Instance == m.instance.ID
+	if begun && lazy.State == lazyroot.Complete {
+		return m.settleLazy(ctx, disk, lazy)
+	}
 	if m.ownRoot(ctx, disk) {
 		m.say("root: it is this instance's already: nothing is fetched")
 		return nil
 	}
 	taken := content(disk)
+	if lazy.State == lazyroot.Filling {
+		taken = "the unfinished root of instance " + lazy.Instance
+	}
 	refused := final(fmt.Errorf("%s holds %s: it is overwritten only if instar.disk=%s says so", disk.path(), taken, disk.path()))
 	if m.config.Disk != "" {
 		taken = ""
 	}
 	// What this instance began and did not end may look like anything.
-	if taken != "" && !claimedBefore(disk, m.instance.ID) {
+	if taken != "" && !begun && !claimedBefore(disk, m.instance.ID) {
 		return refused
 	}
 	client, err := ticket.New(m.config.Metadata, ticket.Options{AnyPort: m.config.AnyPort, Timeout: m.config.scaled(30 * time.Second)})
@@ -48,7 +60,11 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	httpClient, err := storeClient(t.CACert, m.config.Proxy)
+	pool, err := rootCAs()
+	if err != nil {
+		return err
+	}
+	httpClient, err := storeClient(pool, t.CACert, m.config.Proxy)
 	if err != nil {
 		return final(err)
 	}
@@ -62,6 +78,21 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 	m.say("root: %s, for %s", img.about(), disk.path())
 	if disk.Size < id.Size {
 		return final(fmt.Errorf("%s has %d bytes, the image %d", disk.path(), disk.Size, id.Size))
+	}
+	if mode := m.mode(t); mode != ticket.Eager || begun {
+		if begun && lazy.Manifest != id.Manifest && m.config.Disk == "" {
+			return refused
+		}
+		err := m.startLazy(ctx, disk, img, t, client, lazy)
+		if !errors.Is(err, errNotLazy) || mode != ticket.LazyOrEager {
+			return err
+		}
+		m.say("root: %v: all of it is written before the boot, as that may be", err)
+	}
+	if lazy.State != lazyroot.None {
+		if err := clearTail(disk); err != nil {
+			return err
+		}
 	}
 	err = onDisk(disk, func(medium eager.Medium) error {
 		state, err := eager.StateOf(medium, id)

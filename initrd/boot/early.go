@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -118,5 +119,9 @@ func loadModule(name string) error {
 	if !strings.HasSuffix(name, ".ko") {
 		flags = unix.MODULE_INIT_COMPRESSED_FILE // Linux 5.17
 	}
-	return unix.FinitModule(int(f.Fd()), "", flags)
+	params := ""
+	if strings.HasPrefix(path.Base(name), "nbd.ko") {
+		params = "nbds_max=1 max_part=0" // else there are 16, and partitions of them
+	}
+	return unix.FinitModule(int(f.Fd()), params, flags)
 }

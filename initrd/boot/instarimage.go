@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -32,9 +33,12 @@ const (
 type instarImage struct {
 	name     string
 	manifest chunked.Name
-	key      chunked.Key // of the index
-	stream   *chunked.Stream
-	say      func(format string, args ...any)
+	key      chunked.Key        // of the index
+	root     chunked.ObjectSize // of the index
+	// rootObject is the index's root as it is stored.
+	rootObject []byte
+	stream     *chunked.Stream
+	say        func(format string, args ...any)
 }
 
 // openInstar reads and checks the manifest and the index that a ticket names.
@@ -79,7 +83,12 @@ func openInstar(ctx context.Context, t *ticket.Ticket, signers string, f *fetche
 	if i.key, err = list.IndexKey(root.Name, ids...); err != nil {
 		return nil, final(fmt.Errorf("image %s: %w", i.name, err))
 	}
-	index, err := chunked.OpenIndex(ctx, &packSource{f: f}, root.Name, root.Size, i.key)
+	i.root = root
+	if i.rootObject, err = (&packSource{f: f}).ReadIndex(ctx, root.Name, root.Size); err != nil {
+		return nil, fmt.Errorf("image %s: %w", i.name, err)
+	}
+	source := &packSource{f: f, kept: map[chunked.Name][]byte{root.Name: i.rootObject}}
+	index, err := chunked.OpenIndex(ctx, source, root.Name, root.Size, i.key)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", i.name, err)
 	}
@@ -188,7 +197,8 @@ func (i *instarImage) present(ctx context.Context, t *eager.Target) (map[int64]b
 
 // packSource reads an image's objects for bundle/chunked, which verifies them.
 type packSource struct {
-	f *fetcher
+	f    *fetcher
+	kept map[chunked.Name][]byte // index objects that need not be fetched
 
 	mu    sync.Mutex
 	moved map[chunked.Name]*chunked.Moved
@@ -206,6 +216,9 @@ func (s *packSource) ReadPack(ctx context.Context, n chunked.Name, off int64, p 
 
 // ReadIndex reads an index object.
 func (s *packSource) ReadIndex(ctx context.Context, n chunked.Name, size int64) ([]byte, error) {
+	if data, ok := s.kept[n]; ok {
+		return bytes.Clone(data), nil // it is opened in its place
+	}
 	data, err := s.f.object(ctx, "index "+n.String()[:8], chunked.IndexObjectKey(n), size, func(b []byte) bool { return chunked.NameOf(b) == n })
 	return data, missing(err)
 }

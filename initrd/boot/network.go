@@ -339,7 +339,7 @@ func (m *machine) resolver() error {
 // release takes the network down, so that the image's system finds interfaces
 // as after power-on: udev cannot rename one that is up.
 func (m *machine) release() {
-	if m.config.KeepNet || m.net.link == nil {
+	if m.config.KeepNet || m.lazy != nil || m.net.link == nil {
 		return
 	}
 	links, err := netlink.LinkList()

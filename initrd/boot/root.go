@@ -103,6 +103,8 @@ func (m *machine) mountRoot(ctx context.Context, d device) error {
 	switch d.Kind {
 	case "":
 		return final(fmt.Errorf("%s has no filesystem that is known", d.path()))
+	case kindUnfinished:
+		return final(fmt.Errorf("%s has a root that is not all there yet: instar.root=ticket goes on with it", d.path()))
 	case "ext2", "ext3", "ext4", "xfs", "btrfs":
 	default:
 		return final(fmt.Errorf("%s holds %s, which is no root", d.path(), d.Kind))
@@ -141,6 +143,13 @@ func (m *machine) inject(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if m.lazy != nil {
+		mapped, err := m.lazy.devices()
+		if err != nil {
+			return err
+		}
+		list = append(list, mapped...)
+	}
 	res, err := inject.Apply(ctx, inject.Options{
 		Root: rootDir, Run: "/run", Program: "/init", RootSpec: m.disk.spec(),
 		Present: func(spec string) bool { _, ok := findDevice(list, spec); return ok },
@@ -163,7 +172,7 @@ func (m *machine) inject(ctx context.Context) error {
 }
 
 // switchRoot hands over to the system in the root.
-func (m *machine) switchRoot(context.Context) error {
+func (m *machine) switchRoot(ctx context.Context) error {
 	// SwitchRoot deletes the old root's files: only ever those of an initramfs.
 	var st unix.Statfs_t
 	if err := unix.Statfs("/", &st); err != nil {
@@ -173,6 +182,7 @@ func (m *machine) switchRoot(context.Context) error {
 		return final(fmt.Errorf("/ is not an initramfs (filesystem type %#x)", st.Type))
 	}
 	init := m.config.Init
+	m.handOverNetwork(ctx)
 	m.release()
 	unix.Unmount("/tmp", unix.MNT_DETACH)
 	m.say("switching to the image's %s", init)

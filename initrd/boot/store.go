@@ -3,6 +3,7 @@ package boot
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -14,13 +15,9 @@ import (
 	"github.com/instar-image/instar/metadata/ticket"
 )
 
-// storeClient is an HTTP client that trusts the initrd's certificates and
-// those given, and goes through the proxy, if there is one.
-func storeClient(caCert, proxy string) (*http.Client, error) {
-	pool, err := rootCAs()
-	if err != nil {
-		return nil, err
-	}
+// storeClient is an HTTP client that trusts the initrd's certificates, which it
+// adds to, and those given, and goes through the proxy, if there is one.
+func storeClient(pool *x509.CertPool, caCert, proxy string) (*http.Client, error) {
 	if caCert != "" && !pool.AppendCertsFromPEM([]byte(caCert)) {
 		return nil, errors.New("the ticket's ca-cert holds no certificate")
 	}

@@ -27,6 +27,9 @@ func main() {
 	if _, err := os.Stat("/init"); err == nil {
 		fmt.Println("GUEST the initramfs is still here")
 	}
+	if cmdline, err := os.ReadFile("/proc/cmdline"); err == nil && strings.Contains(string(cmdline), "guest.lazy") {
+		lazy(strings.Fields(string(cmdline)))
+	}
 	if _, err := os.Stat("/run/instar/user-data"); err == nil {
 		out, err := exec.Command("/run/instar/instar-init", "user-data").CombinedOutput()
 		fmt.Printf("GUEST user data: %s (%v)\n", out, err)

@@ -1,0 +1,539 @@
+package boot_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/instar-image/instar/bundle/disk"
+	"github.com/instar-image/instar/bundle/sparse"
+	"github.com/instar-image/instar/initrd/boot"
+	"github.com/instar-image/instar/initrd/internal/qemutest"
+	"github.com/instar-image/instar/initrd/lazyroot"
+	"github.com/instar-image/instar/metadata"
+	"github.com/instar-image/instar/metadata/ticket"
+	"github.com/instar-image/instar/upload"
+)
+
+// lazyCloud has an Instar image in a store that can be made to misbehave, and
+// gives out tickets for it, whose URLs may expire.
+type lazyCloud struct {
+	t     testing.TB
+	dir   string // of the store
+	image string // of the root's filesystem
+	start int64  // of it on the disk
+	boot.Captured
+	port int
+	mode ticket.Mode
+
+	mu       sync.Mutex
+	wrong    func(w http.ResponseWriter, r *http.Request) bool
+	claims   int
+	complete int
+	stamp    int // of URLs that are good
+	served   int64
+	asked    []string
+	reached  func(served int64) // called with what was given so far, if not nil
+	slow     int                // bytes a second of each answer; 0: any number
+}
+
+// bigFile is in the image what takes time to come.
+const bigFile = 20 << 20
+
+// newLazyCloud captures a root with guestinit as its system, bare or in a
+// partition.
+func newLazyCloud(t testing.TB, kind disk.Kind) *lazyCloud {
+	t.Helper()
+	c := &lazyCloud{t: t, dir: t.TempDir(), mode: ticket.Lazy}
+	c.image = smallRoot(t, func(dir string) {
+		data := make([]byte, bigFile)
+		rng := rand.NewChaCha8([32]byte{7})
+		rng.Read(data)
+		must(t, os.WriteFile(filepath.Join(dir, "big"), data, 0o644))
+	})
+	objects, err := upload.Open(t.Context(), "file://"+c.dir, upload.Options{})
+	must(t, err)
+	defer objects.Close()
+	f, err := os.Open(c.image)
+	must(t, err)
+	defer f.Close()
+	st, err := f.Stat()
+	must(t, err)
+	m, err := sparse.Scan(int(f.Fd()), st.Size())
+	must(t, err)
+	d, err := disk.Wrap(kind, st.Size(), m, [16]byte{1})
+	must(t, err)
+	whole, err := os.Create(filepath.Join(t.TempDir(), "whole"))
+	must(t, err)
+	defer whole.Close()
+	must(t, whole.Truncate(d.Size()))
+	must(t, d.Write(t.Context(), &sparseWriter{f: whole, m: d.Map()}, func(w io.Writer) error {
+		_, err := io.Copy(w, sparse.NewReader(f, m))
+		return err
+	}))
+	c.start, _ = d.Partition()
+	c.Captured = boot.Capture(t, objects, whole, d.Size(), d.Map())
+	c.port = port(t, "127.0.0.1:0", c)
+	return c
+}
+
+func (c *lazyCloud) Claim(_ context.Context, in *metadata.Instance, body []byte) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.claims++
+	var req ticket.Request
+	if err := json.Unmarshal(body, &req); err != nil {
+		return nil, err
+	}
+	to, err := age.ParseX25519Recipient(req.Recipient)
+	if err != nil {
+		return nil, err
+	}
+	tk := &ticket.Ticket{
+		Version: 1, InstanceID: in.ID, Format: "instar", Mode: c.mode, Store: "s3://bucket", Manifest: c.Manifest, ManifestSHA256: c.Name,
+		Signers: c.Signers, IndexKey: c.Identity, Objects: make(map[string]string),
+	}
+	err = filepath.WalkDir(c.dir, func(name string, d os.DirEntry, err error) error {
+		if key, rerr := filepath.Rel(c.dir, name); err == nil && rerr == nil && d.Type().IsRegular() {
+			tk.Objects[filepath.ToSlash(key)] = fmt.Sprintf("http://10.0.2.2:%d/%s?stamp=%d", c.port, key, c.stamp)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	plain, err := json.Marshal(tk)
+	if err != nil {
+		return nil, err
+	}
+	var sealed bytes.Buffer
+	w, err := age.Encrypt(&sealed, to)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(plain); err != nil {
+		return nil, err
+	}
+	err = w.Close()
+	return sealed.Bytes(), err
+}
+
+func (c *lazyCloud) Complete(context.Context, *metadata.Instance, []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.complete++
+	return nil
+}
+
+func (c *lazyCloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	c.asked = append(c.asked, r.URL.Path+" "+r.Header.Get("Range"))
+	stale := r.URL.Query().Get("stamp") != fmt.Sprint(c.stamp)
+	wrong := c.wrong
+	c.mu.Unlock()
+	if stale {
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	if wrong != nil && wrong(w, r) {
+		return
+	}
+	f, err := os.Open(filepath.Join(c.dir, filepath.Clean(r.URL.Path)))
+	if err != nil {
+		http.NotFound(w, r)
+		return
+	}
+	defer f.Close()
+	http.ServeContent(&counted{w, c}, r, "", time.Time{}, f)
+}
+
+// counted counts what a store gives.
+type counted struct {
+	http.ResponseWriter
+	c *lazyCloud
+}
+
+func (w *counted) Write(p []byte) (int, error) {
+	for done := 0; done < len(p); {
+		w.c.mu.Lock()
+		n := len(p) - done
+		if w.c.slow > 0 {
+			n = min(n, w.c.slow/10)
+		}
+		w.c.served += int64(n)
+		if w.c.reached != nil {
+			w.c.reached(w.c.served)
+		}
+		slow := w.c.slow > 0
+		w.c.mu.Unlock()
+		if _, err := w.ResponseWriter.Write(p[done : done+n]); err != nil {
+			return done, err
+		}
+		if done += n; slow {
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	return len(p), nil
+}
+
+// pace sets how fast answers are.
+func (c *lazyCloud) pace(slow int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.slow = slow
+}
+
+// when does something once, when the console first shows what.
+func when(what string, do func()) func([]byte) bool {
+	done := false
+	return func(console []byte) bool {
+		if !done && bytes.Contains(console, []byte(what)) {
+			done = true
+			do()
+		}
+		return false
+	}
+}
+
+// serve starts a metadata server for an instance and returns the kernel's
+// parameters for it.
+func (c *lazyCloud) serve(t testing.TB, id string) string {
+	t.Helper()
+	set, err := metadata.NewSet(&metadata.Instance{
+		ID: id, Hostname: "booted", Caller: metadata.Caller{Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
+		Metadata: metadata.MetadataOptions{Tokens: "required"},
+		Launch: &metadata.Launch{
+			Format: "instar", Store: "s3://bucket", Manifest: c.Manifest, ManifestSHA256: c.Name, Signers: c.Signers, IndexKey: c.Identity,
+		},
+	})
+	must(t, err)
+	h, err := metadata.New(metadata.Options{Source: metadata.Static(set), Launcher: c, AnyPort: true})
+	must(t, err)
+	return fmt.Sprintf("instar.metadata=http://10.0.2.2:%d instar.root=ticket instar.anyport ", port(t, "127.0.0.1:0", h))
+}
+
+// lazyInitrd is an initrd with what a lazy root needs.
+func lazyInitrd(t testing.TB) (kernel, file string) {
+	t.Helper()
+	return buildInitrd(t, boot.Config{Fail: boot.PowerOff, Patience: 5})
+}
+
+// sparseWriter puts a stream of a map's bytes where the map has them.
+type sparseWriter struct {
+	f    *os.File
+	m    sparse.Map
+	done int64 // of m[0]
+}
+
+func (w *sparseWriter) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		for w.done == w.m[0].Len {
+			w.m, w.done = w.m[1:], 0
+		}
+		k := min(len(p)-n, int(w.m[0].Len-w.done))
+		if _, err := w.f.WriteAt(p[n:n+k], w.m[0].Off+w.done); err != nil {
+			return n, err
+		}
+		n, w.done = n+k, w.done+int64(k)
+	}
+	return n, nil
+}
+
+// mounted runs use on the filesystem of an image.
+func mounted(t testing.TB, image string, use func(dir string)) {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-o", "ro,loop,noload", image, dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v\n%s", err, out)
+	}
+	defer func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v\n%s", err, out)
+		}
+	}()
+	use(dir)
+}
+
+// files are a root's files, with their content.
+func files(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	found := make(map[string]string)
+	must(t, filepath.WalkDir(dir, func(name string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel := strings.TrimPrefix(name, dir)
+		st, err := d.Info()
+		if err != nil {
+			return err
+		}
+		found[rel] = st.Mode().String()
+		if st.Mode().IsRegular() {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			found[rel] += fmt.Sprintf(" %x", sha256.Sum256(data))
+		}
+		return nil
+	}))
+	return found
+}
+
+// whole checks that a disk holds the image and what the guest wrote: the
+// filesystem is sound, every file of the image that the guest did not change is
+// as it was, and what it wrote is there.
+func (c *lazyCloud) whole(t testing.TB, target string, wrote map[string]int) {
+	t.Helper()
+	disk := target
+	if c.start > 0 {
+		disk = filepath.Join(t.TempDir(), "partition")
+		data, err := os.ReadFile(target)
+		must(t, err)
+		st, err := os.Stat(c.image)
+		must(t, err)
+		must(t, os.WriteFile(disk, data[c.start:c.start+st.Size()], 0o600))
+	}
+	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+	var before, after map[string]string
+	mounted(t, c.image, func(dir string) { before = files(t, dir) })
+	mounted(t, disk, func(dir string) {
+		after = files(t, dir)
+		for name, kib := range wrote {
+			st, err := os.Stat(filepath.Join(dir, name))
+			if err != nil || st.Size() != int64(kib)*1020 {
+				t.Errorf("%s, %d KiB: %v, %v", name, kib, st, err)
+			}
+		}
+	})
+	ours := []string{"/etc/", "/var/lib/", "/home/", "/root"}
+	for name, want := range before {
+		own := false
+		for _, o := range ours {
+			own = own || strings.HasPrefix(name, o)
+		}
+		if got := after[name]; got != want && !own {
+			t.Errorf("%s is %q, in the image %q", name, got, want)
+		}
+	}
+	if len(before) < 10 {
+		t.Errorf("the image has %d files", len(before))
+	}
+}
+
+// TestBootLazy boots a root that comes while it runs, whose server is killed
+// meanwhile, and boots again from what is on the disk, without the store.
+func TestBootLazy(t *testing.T) {
+	t.Parallel()
+	kernel, file := lazyInitrd(t)
+	c := newLazyCloud(t, disk.None)
+	params := c.serve(t, "i-1")
+	target := dirty(t)
+	guest := qemutest.Guest{
+		Kernel: kernel, Initrd: file, Args: append(qemutest.UserNet(), qemutest.Disk(target)...),
+		Append: params + "guest.lazy guest.write=first:300 guest.kill=2 guest.use guest.sum=/big guest.complete guest.write=after:300 guest.log",
+	}
+	c.pace(300 << 10)
+	out := qemutest.Run(t, guest, when("GUEST use of all", func() { c.pace(0) }))
+	inOrder(t, out, `root: web [0-9a-f]{8}, 64 MiB, for /dev/vda`, `root: /dev/mapper/instar-root, ext4 11111111`, `root: grown`, `inject: hostname booted`,
+		`GUEST write: <nil>`, `GUEST killed: goes on`, `GUEST sum /big: [0-9a-f]{64} <nil>`, `GUEST processes: map\[\]`, `GUEST write: <nil>`, `GUEST done`)
+	c.whole(t, target, map[string]int{"var/lib/first": 300, "var/lib/after": 300})
+	if c.complete != 1 {
+		t.Errorf("the ticket was completed %d times", c.complete)
+	}
+
+	// From the disk alone.
+	asked := len(c.asked)
+	guest.Append = params + "guest.lazy guest.sum=/big"
+	out = qemutest.Run(t, guest, nil)
+	inOrder(t, out, `all of it was brought to /dev/vda while the system ran: nothing is fetched`, `root: /dev/vda, ext4`, `root: grown`, `GUEST done`)
+	out = qemutest.Run(t, guest, nil)
+	inOrder(t, out, `it is this instance's already`, `GUEST done`)
+	if len(c.asked) != asked {
+		t.Errorf("later boots asked the store for %q", c.asked[asked:])
+	}
+	c.whole(t, target, map[string]int{"var/lib/first": 300, "var/lib/after": 300})
+}
+
+// bigSum is what guestinit says of the file that takes time to come.
+func bigSum() string {
+	data := make([]byte, bigFile)
+	rand.NewChaCha8([32]byte{7}).Read(data)
+	return fmt.Sprintf("GUEST sum /big: %x <nil>", sha256.Sum256(data))
+}
+
+// TestBootLazyCuts has a boot end before the root is all there: by a reboot, and
+// by power cuts. Each next boot goes on.
+func TestBootLazyCuts(t *testing.T) {
+	t.Parallel()
+	kernel, file := lazyInitrd(t)
+	c := newLazyCloud(t, disk.None)
+	params := c.serve(t, "i-1") + "guest.lazy guest.write=kept:100 "
+	target := dirty(t)
+	guest := qemutest.Guest{
+		Kernel: kernel, Initrd: file, Args: append(qemutest.UserNet(), qemutest.Disk(target)...), Append: params + "guest.reboot",
+	}
+	c.pace(300 << 10)
+	out := qemutest.Run(t, guest, nil)
+	inOrder(t, out, `GUEST write: <nil>`, `GUEST reboots`)
+	cuts := []int64{10, 50, 90}
+	if os.Getenv("INSTAR_EVIDENCE") == "" {
+		cuts = []int64{20, 80}
+	}
+	total := int64(bigFile)
+	for _, percent := range cuts {
+		cut := make(chan struct{})
+		var once sync.Once
+		c.pace(1 << 20)
+		c.mu.Lock()
+		c.reached = func(served int64) {
+			if served > total*percent/100 {
+				once.Do(func() { close(cut) })
+			}
+		}
+		c.mu.Unlock()
+		guest.Append = params + "guest.beat guest.complete"
+		out = qemutest.RunUntil(t, guest, cut)
+		inOrder(t, out, `going on where the last boot ended`, `GUEST write: <nil>`)
+		if strings.Contains(out, "GUEST processes") {
+			t.Fatalf("at %d %% all was there already:\n%s", percent, out)
+		}
+		f, err := os.Open(target)
+		must(t, err)
+		st, err := lazyroot.StateOf(f, 96<<20)
+		f.Close()
+		if err != nil || st.State != lazyroot.Filling || st.Instance != "i-1" {
+			t.Errorf("after the cut at %d %%: %+v, %v", percent, st, err)
+		}
+	}
+	c.mu.Lock()
+	c.reached = nil
+	c.mu.Unlock()
+	c.pace(0)
+	guest.Append = params + "guest.sum=/big guest.complete guest.log"
+	out = qemutest.Run(t, guest, nil)
+	inOrder(t, out, `going on where the last boot ended`, regexp.QuoteMeta(bigSum()), `GUEST processes: map\[\]`, `GUEST done`)
+	c.whole(t, target, map[string]int{"var/lib/kept": 100})
+	t.Logf("%d KiB were fetched by %d boots, of an image of %d", c.served>>10, len(cuts)+2, total>>10)
+	if c.served > total*3/2 {
+		t.Errorf("%d KiB were fetched in all, of an image of %d: what a boot had fetched was fetched again", c.served>>10, total>>10)
+	}
+}
+
+// TestBootLazyFaults has everything go wrong that a root can survive.
+func TestBootLazyFaults(t *testing.T) {
+	kernel, file := lazyInitrd(t)
+	down := 5 * time.Second
+	if os.Getenv("INSTAR_EVIDENCE") != "" {
+		down = 60 * time.Second
+	}
+	// at does something once, when so many bytes were given.
+	at := func(c *lazyCloud, marks []int64, do func()) {
+		c.reached = func(served int64) {
+			if len(marks) > 0 && served > marks[0] {
+				marks = marks[1:]
+				do()
+			}
+		}
+	}
+	isPack := func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/packs/") }
+	for _, f := range []struct {
+		name   string
+		kind   disk.Kind
+		memory string
+		params string
+		setup  func(c *lazyCloud)
+		want   []string
+		claims int // at least
+	}{
+		{name: "store down", params: "guest.sum=/big", setup: func(c *lazyCloud) {
+			var until time.Time
+			at(c, []int64{6 << 20}, func() { until = time.Now().Add(down) })
+			c.wrong = func(w http.ResponseWriter, _ *http.Request) bool {
+				c.mu.Lock()
+				now := time.Now().Before(until)
+				c.mu.Unlock()
+				if !now {
+					return false
+				}
+				if conn, _, err := w.(http.Hijacker).Hijack(); err == nil {
+					conn.Close()
+				}
+				return true
+			}
+		}, want: []string{regexp.QuoteMeta(bigSum()), `the store closed the connection; trying again`}},
+		{name: "wrong bytes", params: "guest.sum=/big", setup: func(c *lazyCloud) {
+			lies := 2
+			c.wrong = func(w http.ResponseWriter, r *http.Request) bool {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				if !isPack(r) || lies == 0 || c.served < 4<<20 {
+					return false
+				}
+				var first, last int
+				if n, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); n != 2 || err != nil {
+					return false
+				}
+				lies--
+				w.WriteHeader(http.StatusPartialContent)
+				w.Write(bytes.Repeat([]byte("lies"), (last-first+4)/4)[:last-first+1])
+				return true
+			}
+		}, want: []string{regexp.QuoteMeta(bigSum()), `ALARM: store: `}},
+		{name: "URLs expire twice", params: "guest.sum=/big", setup: func(c *lazyCloud) {
+			at(c, []int64{5 << 20, 12 << 20}, func() { c.stamp++ })
+		}, want: []string{regexp.QuoteMeta(bigSum()), `refuses the ticket's URL`}, claims: 3},
+		{name: "little memory", memory: "256", params: "guest.memory=120 guest.write=much:8000 guest.sum=/big guest.use", want: []string{regexp.QuoteMeta(bigSum())}},
+		{name: "MBR", kind: disk.MBR, params: "guest.sum=/big", want: []string{`root: /dev/mapper/instar-root1, ext4`, regexp.QuoteMeta(bigSum())}},
+		{name: "GPT", kind: disk.GPT, params: "guest.sum=/big", want: []string{`root: /dev/mapper/instar-root1, ext4`, regexp.QuoteMeta(bigSum())}},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			if f.kind == "" {
+				f.kind = disk.None
+			}
+			c := newLazyCloud(t, f.kind)
+			if f.setup != nil {
+				f.setup(c)
+			}
+			target := dirty(t)
+			out := qemutest.Run(t, qemutest.Guest{
+				Kernel: kernel, Initrd: file, Memory: f.memory, Args: append(qemutest.UserNet(), qemutest.Disk(target)...),
+				Append: c.serve(t, "i-1") + "guest.lazy guest.write=first:300 " + f.params + " guest.complete guest.log",
+			}, nil)
+			for _, want := range append(f.want, `GUEST write: <nil>`, `GUEST processes: map\[\]`, `GUEST done`) {
+				if !regexp.MustCompile(want).MatchString(out) {
+					t.Errorf("the console lacks %q", want)
+				}
+			}
+			if strings.Contains(out, "I/O error") {
+				t.Error("there was an I/O error")
+			}
+			if c.claims < f.claims || c.complete != 1 {
+				t.Errorf("%d claims, completed %d times", c.claims, c.complete)
+			}
+			c.whole(t, target, map[string]int{"var/lib/first": 300})
+			if t.Failed() {
+				t.Log(out)
+			}
+		})
+	}
+}

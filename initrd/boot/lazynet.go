@@ -1,0 +1,174 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/instar-image/instar/agent/inject/inroot"
+	"github.com/instar-image/instar/initrd/lazyroot/netkeep"
+)
+
+// handOverNetwork leaves the network up for the server of the root, in a way
+// that the image's system can take it over. What does not work of it is said.
+func (m *machine) handOverNetwork(ctx context.Context) {
+	if m.lazy == nil || m.net.link == nil {
+		return
+	}
+	if err := m.nameInterface(ctx); err != nil {
+		m.say("network: warning: %s keeps its name, which may not be the one that the image's system knows: %v", m.net.link.Attrs().Name, err)
+	}
+	if err := keepConfiguration(rootDir, "/run"); err != nil {
+		m.say("network: warning: telling systemd-networkd to keep what there is: %v", err)
+	}
+}
+
+// nameInterface gives the interface the name that the image's own udev gives
+// it: that one cannot, for the interface is up. Who is asked is the image's
+// udevadm, with the image's rules.
+func (m *machine) nameInterface(ctx context.Context) error {
+	old := m.net.link.Attrs().Name
+	program := ""
+	for _, p := range []string{"/usr/bin/udevadm", "/bin/udevadm", "/sbin/udevadm"} {
+		if inRoot(rootDir, p) {
+			program = p
+			break
+		}
+	}
+	if program == "" {
+		return nil // who has no udev knows interfaces by the kernel's names
+	}
+	name, err := askUdev(ctx, rootDir, program, old)
+	if err != nil {
+		return err
+	}
+	if name == "" || name == old {
+		return nil
+	}
+	if len(name) > 15 || strings.ContainsAny(name, "/ \t") {
+		return fmt.Errorf("udev names it %q", name)
+	}
+	if _, err := netlink.LinkByName(name); err == nil {
+		return fmt.Errorf("there is another %s", name)
+	}
+	state, err := netkeep.Take(m.net.link)
+	if err != nil {
+		return err
+	}
+	// For a moment only: connections do not notice.
+	if err := netlink.LinkSetDown(m.net.link); err != nil {
+		return err
+	}
+	err = netlink.LinkSetName(m.net.link, name)
+	if _, rerr := state.Restore(); err != nil || rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	if m.net.link, err = netlink.LinkByIndex(state.Index); err != nil {
+		return err
+	}
+	m.say("network: %s is %s from now on, as the image's system names it", old, m.net.link.Attrs().Name)
+	return nil
+}
+
+// udevPatience is how long the image's udevadm may take.
+const udevPatience = 20 * time.Second
+
+// askUdev runs udevadm in the root and returns the name it has for an interface,
+// "" if it has none.
+func askUdev(ctx context.Context, root, program, iface string) (name string, err error) {
+	mounts := []mountPoint{
+		{"proc", "/proc", "", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC},
+		{"sysfs", "/sys", "", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_RDONLY},
+		{"devtmpfs", "/dev", "", unix.MS_NOSUID},
+		{"tmpfs", "/run", "mode=0755", unix.MS_NOSUID | unix.MS_NODEV},
+	}
+	var done []string
+	defer func() {
+		for _, at := range done {
+			unix.Unmount(at, unix.MNT_DETACH)
+		}
+	}()
+	for _, p := range mounts {
+		at := root + p.at
+		if st, err := os.Lstat(at); err != nil || !st.IsDir() {
+			return "", fmt.Errorf("the root has no directory %s", p.at)
+		}
+		if err := unix.Mount(p.kind, at, p.kind, p.flags, p.data); err != nil {
+			return "", fmt.Errorf("mounting %s for udevadm: %w", p.at, err)
+		}
+		done = append([]string{at}, done...)
+	}
+	ctx, cancel := context.WithTimeout(ctx, udevPatience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "test", "--action=add", "/sys/class/net/"+iface)
+	cmd.Err = nil // it is there in the root
+	cmd.Path = program
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+	cmd.Dir = "/"
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("the image's udevadm: %w", err)
+	}
+	return udevName(string(out)), nil
+}
+
+// udevName finds in what "udevadm test" says how an interface is to be called:
+// the property that the rule for names uses.
+func udevName(out string) string {
+	for line := range strings.Lines(out) {
+		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "ID_NET_NAME="); ok {
+			return rest
+		}
+	}
+	return ""
+}
+
+// keepConfiguration tells systemd-networkd, for each of the image's
+// configurations, to leave what an interface has, until the next boot.
+func keepConfiguration(root, run string) error {
+	r, err := inroot.Open(root)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for _, dir := range []string{"/etc/systemd/network", "/usr/lib/systemd/network", "/lib/systemd/network"} {
+		d, err := r.OpenDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		names, err := d.Readdirnames(10_000)
+		d.Close()
+		if err != nil && len(names) == 0 {
+			continue // empty
+		}
+		for _, n := range names {
+			if !strings.HasSuffix(n, ".network") || strings.HasPrefix(n, ".") {
+				continue
+			}
+			at := filepath.Join(run, "systemd/network", n+".d")
+			if err := os.MkdirAll(at, 0o755); err != nil {
+				return err
+			}
+			const text = "# Written by Instar at boot: the root needs the network.\n[Network]\nKeepConfiguration=yes\n"
+			if err := os.WriteFile(filepath.Join(at, "50-instar.conf"), []byte(text), 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,239 @@
+package boot
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/instar-image/instar/bundle/chunked"
+	"github.com/instar-image/instar/initrd/lazyroot"
+	"github.com/instar-image/instar/initrd/lazyroot/nbd"
+	"github.com/instar-image/instar/initrd/lazyroot/netkeep"
+	"github.com/instar-image/instar/initrd/lazyroot/resident"
+	"github.com/instar-image/instar/metadata/ticket"
+)
+
+// lazyConfig is all that the server of a lazy root is told: it sees no file of
+// the initrd, nor of the root.
+type lazyConfig struct {
+	Image     string
+	Manifest  chunked.Name
+	Index     chunked.Name // its root
+	IndexSize int64
+	IndexRoot []byte // the root's bytes, so that a server starts without the store
+	Key       chunked.Key
+	Size      int64 // of the image
+	Instance  string
+
+	Ticket   *ticket.Ticket
+	Holder   string // of the ticket
+	Metadata string
+	AnyPort  bool
+	Proxy    string
+	CACert   []byte // the initrd's
+	Patience int
+	DNS      []netip.Addr
+	Network  *netkeep.State `json:",omitempty"`
+
+	DiskSize  int64
+	BlockSize int
+	Trim      bool
+}
+
+func (c *lazyConfig) identity() lazyroot.Identity {
+	return lazyroot.Identity{Manifest: c.Manifest, Size: c.Size, Instance: c.Instance, Secret: c.Key[:]}
+}
+
+// lazyConfig gathers what the server is told but the network.
+func (m *machine) lazyConfig(img *instarImage, t *ticket.Ticket, client *ticket.Client, disk device) *lazyConfig {
+	ca, err := os.ReadFile(CAFile)
+	if err != nil {
+		ca = nil
+	}
+	c := &lazyConfig{
+		Image: img.name, Manifest: img.manifest, Index: img.root.Name, IndexSize: img.root.Size, IndexRoot: img.rootObject,
+		Key: img.key, Size: img.stream.Size(), Instance: m.instance.ID,
+		Ticket: t, Holder: client.Holder(), Metadata: m.config.Metadata, AnyPort: m.config.AnyPort, Proxy: m.config.Proxy,
+		CACert: ca, Patience: m.config.Patience, DNS: m.net.dns, DiskSize: disk.Size, BlockSize: 512,
+	}
+	if n, err := sysNumber(disk.Name, "logical_block_size"); err == nil && n > 512 {
+		c.BlockSize = int(n)
+	}
+	n, err := sysNumber(disk.Name, "discard_max_bytes")
+	c.Trim = err == nil && n > 0
+	return c
+}
+
+// sysNumber is a number that sysfs has of a disk's queue.
+func sysNumber(disk, name string) (n int64, err error) {
+	data, err := os.ReadFile("/sys/block/" + disk + "/queue/" + name)
+	if err == nil {
+		_, err = fmt.Sscan(string(data), &n)
+	}
+	return n, err
+}
+
+// Limits of the server.
+const (
+	// serverMemory is the Go heap's soft limit, in bytes.
+	serverMemory = 24 << 20
+	// chunkMemory is what of it holds chunks that were read.
+	chunkMemory = 4 << 20
+	// storePatience is how long a read waits for a store that does not answer.
+	storePatience = 30 * time.Minute
+	// bootPatience is how many seconds the image's system may take to be started.
+	bootPatience = 120
+	// completePatience is how long the metadata server is waited for at the end.
+	completePatience = time.Minute
+)
+
+// ServeRoot is the main function of the processes that a lazy root lies on:
+// those for which [resident.Called].
+func ServeRoot(ctx context.Context) error {
+	debug.SetMemoryLimit(serverMemory)
+	debug.SetGCPercent(50)
+	return resident.Main(ctx, serveRoot)
+}
+
+func serveRoot(ctx context.Context, s *resident.Server) error {
+	say := func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "<5>instar: %s\n", printable(fmt.Sprintf(format, args...)))
+	}
+	text, err := io.ReadAll(io.NewSectionReader(s.Config, 0, 64<<20))
+	if err != nil {
+		return err
+	}
+	c := new(lazyConfig)
+	if err := json.Unmarshal(text, c); err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
+	}
+	s.Index = nbdIndex
+	c.resolve()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if c.Network != nil {
+		go c.Network.Keep(ctx, say)
+	}
+	client, err := ticket.New(c.Metadata, ticket.Options{AnyPort: c.AnyPort, Timeout: time.Duration(c.Patience) * 30 * time.Second, Holder: c.Holder})
+	if err != nil {
+		return err
+	}
+	disk := lazyroot.FileDisk(s.Disk, c.DiskSize)
+	dev, err := c.open(ctx, client, disk, s.Session, say)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	err = s.Run(ctx, resident.Export{
+		Size: dev.Size(), BlockSize: c.BlockSize, Trim: c.Trim, Say: say,
+		Serve: func(ctx context.Context, conn net.Conn) error {
+			return nbd.ServeTransmission(ctx, conn, dev, nbd.Options{})
+		},
+		Fill: func(ctx context.Context) error { return fill(ctx, dev, c.trace(), say) },
+	})
+	if err != nil {
+		return err
+	}
+	ending, stop := context.WithTimeout(ctx, completePatience)
+	defer stop()
+	if err := until(ending, client.Complete); err != nil {
+		say("warning: %v", err)
+	}
+	return nil
+}
+
+// resolve makes names be resolved by the servers that the initrd knew.
+func (c *lazyConfig) resolve() {
+	var d net.Dialer
+	next := 0
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		if len(c.DNS) == 0 {
+			return nil, errors.New("there is no DNS server")
+		}
+		next++
+		return d.DialContext(ctx, network, net.JoinHostPort(c.DNS[next%len(c.DNS)].String(), "53"))
+	}}
+}
+
+// open opens the device: of a disk that is complete without the image.
+func (c *lazyConfig) open(ctx context.Context, client *ticket.Client, disk lazyroot.Disk, session *os.File, say func(string, ...any)) (*lazyroot.Device, error) {
+	o := lazyroot.Options{Disk: disk, Identity: c.identity(), Session: session}
+	record, err := lazyroot.StateOf(disk, disk.Size())
+	if err != nil {
+		return nil, fmt.Errorf("reading the disk: %w", err)
+	}
+	if record.State != lazyroot.Complete {
+		pool := x509.NewCertPool()
+		if len(c.CACert) > 0 && !pool.AppendCertsFromPEM(c.CACert) {
+			return nil, errors.New("the initrd's certificates are none")
+		}
+		hc, err := storeClient(pool, c.Ticket.CACert, c.Proxy)
+		if err != nil {
+			return nil, err
+		}
+		store := &packSource{f: &fetcher{
+			client: hc, stall: time.Duration(c.Patience) * 30 * time.Second, say: say, access: &access{client: client, t: c.Ticket},
+		}, kept: map[chunked.Name][]byte{c.Index: c.IndexRoot}}
+		index, err := chunked.OpenIndex(ctx, store, c.Index, c.IndexSize, c.Key)
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", c.Image, err)
+		}
+		o.Image, err = lazyroot.NewImage(index, lazyroot.ImageOptions{
+			Sources: []lazyroot.NamedSource{{Name: "store", Source: store}}, Patience: storePatience, Memory: chunkMemory,
+			Alarm: func(a lazyroot.Alarm) { say("root: ALARM: %s: %v", a.Source, a.Err) },
+		})
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", c.Image, err)
+		}
+	}
+	return lazyroot.Open(ctx, o)
+}
+
+// trace is what a boot of the image reads, if that is known.
+func (c *lazyConfig) trace() iter.Seq[chunked.Range] { return nil }
+
+// booted waits until the image's system runs, which it would slow down to fill
+// the disk beside: the initrd's init is then gone. It is not waited for long.
+func booted(ctx context.Context) {
+	for range bootPatience {
+		if _, err := os.Stat("/init"); err != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// fill brings the whole image to the disk, however long the store takes.
+func fill(ctx context.Context, dev *lazyroot.Device, trace iter.Seq[chunked.Range], say func(string, ...any)) error {
+	if trace != nil {
+		if err := dev.Prefetch(ctx, trace); err != nil {
+			say("root: what a boot reads is not all here before it is asked for: %v", err)
+		}
+	}
+	booted(ctx)
+	began := time.Now()
+	err := until(ctx, func(ctx context.Context) error {
+		err := dev.Hydrate(ctx, nil, lazyroot.Throttle{})
+		if err != nil && ctx.Err() == nil {
+			say("root: bringing it to the disk: %v; trying again", err)
+		}
+		return err
+	})
+	if err == nil {
+		say("root: all of the image is on the disk, after %v", time.Since(began).Round(time.Millisecond))
+	}
+	return err
+}
