@@ -14,16 +14,21 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/instar-image/instar/agent/inject"
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 	"github.com/instar-image/instar/initrd"
 	"github.com/instar-image/instar/initrd/boot"
 	"github.com/instar-image/instar/initrd/launch"
 	"github.com/instar-image/instar/metadata"
+	"github.com/instar-image/instar/upload/images"
 )
 
 type launchOptions struct {
 	download                     downloadOptions
 	bundle, directory            string // what BUNDLE names; directory: it is a file, beside its parts
+	image, store, signers        string // an Instar image instead
+	identities                   []string
+	lazy                         bool
 	disk, kernel, modules, init  string
 	sshKeys                      []string
 	userData, hostname, id, user string
@@ -35,35 +40,48 @@ type launchOptions struct {
 
 func newLaunch(a *app) *cobra.Command {
 	var o launchOptions
-	const test = "TestLaunch"
-	cmd := a.command("launch", "boot a bundle in a virtual machine here, with your SSH key in it", `
-Opens a bundle (signature first, every part before it is decrypted), or takes an
-image with --disk, and boots it in
-QEMU with a metadata server of its own: with your SSH keys, hostname and user
+	const test, testLazy = "TestLaunch", "TestLaunchLazy"
+	cmd := a.command("launch", "boot a bundle or an image in a virtual machine here, with your SSH key in it", `
+Opens a bundle (signature first, every part before it is decrypted) or an Instar
+image, or takes the disk image of --disk, and boots it in QEMU with a metadata server of its own: with your SSH keys, hostname and user
 data, by the image's own kernel. It says how to log in, runs until the machine
 powers off or Ctrl-C, and leaves nothing behind. What the machine writes is
 thrown away unless --keep is given with --disk; a reboot keeps it. Metadata is
 at http://169.254.169.254 in the machine, as long as it runs; of the machine's
 connections only those go elsewhere than they say. No privilege is needed.
 
+With --lazy nothing but the kernel and the initrd of an Instar image is fetched
+before: the machine runs while its disk is filled, through this command, which
+has the store's credentials. --disk names the disk, which
+is filled further, or is complete, the next time, if --keep is given.
+docs/lazyroot.md tells more.
+
 The kernel is the newest in the image's /boot, which debugfs (e2fsprogs) reads;
 for an image that is partitioned, not ext4, or without a kernel,
 --kernel-file and --modules name one.`, `
   instar launch images/web-1/web-1.manifest.xml -k key.pem --ssh-key ~/.ssh/id_ed25519.pub
   instar launch -b images/web-1 -m web-1.manifest.xml -k key.pem --ssh-key ~/.ssh/id_ed25519.pub
+  instar launch web-1 --store s3://images/fleet --lazy --ssh-key ~/.ssh/id_ed25519.pub
   instar launch --disk root.img --ssh-key key.pub --user-data setup.sh --memory 2048`,
 		func(ctx context.Context) error { return runLaunch(ctx, a, &o) })
-	cmd.Use = "launch [BUNDLE]"
+	cmd.Use = "launch [BUNDLE | IMAGE]"
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if err := atMostArgs(a, 1, "launch takes one bundle")(cmd, args); err != nil || len(args) == 0 {
+		if err := atMostArgs(a, 1, "launch takes one bundle or image")(cmd, args); err != nil || len(args) == 0 {
 			return err
 		}
 		return o.name(args[0])
 	}
 	f := flagsOf(cmd)
-	f.text(&o.disk, "disk", "", "boot the image `FILE` instead of a bundle", ofUs, test)
+	f.text(&o.store, "store", "", "where the Instar image is: `STORE` is s3://BUCKET/PREFIX, BUCKET/PREFIX or a directory, /DIR or ./DIR", ofUs, testLazy)
+	completeFiles(cmd, "store")
+	f.yes(&o.lazy, "lazy", "", "start the Instar image at once: the machine fetches it while it runs", ofUs, testLazy)
+	f.list(&o.identities, "identity", "", "open Instar images with the age identity or SSH private key in `FILE` in place of the machine's own; may be repeated", ofUs, testLazy)
+	completeFiles(cmd, "identity")
+	f.text(&o.signers, "signers", "", "of Instar images: believe whom the allowed_signers `FILE` lists", ofUs, testLazy)
+	completeFiles(cmd, "signers")
+	f.text(&o.disk, "disk", "", "boot the disk image `FILE` instead of a bundle; with --lazy: fill it", ofUs, test)
 	completeFiles(cmd, "disk")
-	f.yes(&o.keep, "keep", "", "with --disk: the machine's changes stay in the image", ofUs, test)
+	f.yes(&o.keep, "keep", "", "with --disk: what the machine writes stays in the file", ofUs, test)
 	f.size(&o.diskSize, "disk-size", "", "give the machine a disk of `SIZE`; the root grows to it", ofUs, test)
 	f.text(&o.download.manifest, "manifest", "m", "`NAME` of the manifest in the bucket", ofUs, test)
 	f.text(&o.download.prefix, "prefix", "p", "`NAME` of the bundle: its manifest is NAME.manifest.xml; default image", ofUs, test)
@@ -104,9 +122,15 @@ func (o *launchOptions) name(bundle string) error {
 		o.directory = filepath.Dir(bundle)
 		return nil
 	}
+	if !strings.HasSuffix(bundle, ".manifest.xml") {
+		if _, err := images.ParseRef(bundle); err == nil {
+			o.image, o.bundle = bundle, ""
+			return nil
+		}
+	}
 	bucket, manifest := path.Split(bundle)
 	if bucket = strings.TrimSuffix(bucket, "/"); bucket == "" || path.IsAbs(bundle) || !strings.HasSuffix(manifest, ".manifest.xml") {
-		return usagef("bundle %q: neither the file of a manifest nor BUCKET/PREFIX/NAME.manifest.xml", bundle)
+		return usagef("%q: neither the file of a manifest, BUCKET/PREFIX/NAME.manifest.xml nor an Instar image's NAME", bundle)
 	}
 	if o.download.bucket != "" || o.download.manifest != "" || o.download.prefix != "" {
 		return usagef("bundle %q is named, and another by --bucket, --manifest or --prefix", bundle)
@@ -193,8 +217,11 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	if o.memory > 0 && o.memory < 96 {
 		return usagef("--memory %d: a machine needs 96 MiB to start, and its system more", o.memory)
 	}
-	if o.bundle != "" && o.disk != "" {
-		return usagef("both a bundle and --disk are named")
+	if o.bundle+o.image != "" && o.disk != "" && !o.lazy {
+		return usagef("both %q and --disk are named", o.bundle+o.image)
+	}
+	if o.image == "" && (o.lazy || o.store != "") {
+		return usagef("--lazy and --store are for an Instar image, which is to be named")
 	}
 	if o.memory < 0 || o.cpus < 0 || o.port < 0 || o.port > 65535 {
 		return usagef("--memory, --cpus and --port are positive numbers, a port at most 65535")
@@ -222,46 +249,71 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 		return failf(exitFile, "making a scratch directory: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	disk := o.disk
-	if disk == "" {
-		disk = filepath.Join(dir, "disk")
-		if err := o.open(ctx, a, disk); err != nil {
+	var l *launchedImage
+	if o.image != "" {
+		if l, err = o.openImage(ctx, a); err != nil {
 			return err
 		}
+		defer l.store.Close()
+	}
+	var lazily *launch.Image
+	disk := o.disk
+	if o.lazy {
+		if lazily, err = l.lazily(ctx); err != nil {
+			return err
+		}
+	}
+	switch {
+	case disk != "":
+	case o.lazy:
+		disk = filepath.Join(dir, "disk")
+		err = emptyDisk(disk, l.room())
+	case l != nil:
+		disk = filepath.Join(dir, "disk")
+		err = l.write(ctx, a, chunked.StreamDisk, disk)
+	default:
+		disk = filepath.Join(dir, "disk")
+		err = o.open(ctx, a, disk)
+	}
+	if err != nil {
+		return err
+	}
+	if o.disk == "" {
+		// It was made for this.
 	} else if err := isFile(disk, "--disk"); err != nil {
 		return err
 	}
 	if disk, err = o.sized(ctx, disk, dir); err != nil {
 		return err
 	}
-	kernel, modules, release := o.kernel, o.modules, ""
-	if kernel == "" {
+	kernel, modules, release, ramdisk := o.kernel, o.modules, "", ""
+	switch {
+	case kernel != "":
+	case l != nil:
+		if kernel, ramdisk, err = l.boots(ctx, a, dir); err != nil {
+			return withHint(err, "--kernel-file and --modules name a kernel to boot it with.")
+		}
+	default:
 		if kernel, release, modules, err = launch.KernelOf(ctx, disk, dir); err != nil {
 			return withHint(err, "--kernel-file and --modules name a kernel to boot it with.")
 		}
 		a.ui.Say("the image's kernel is %s", release)
 	}
 	login := o.user
+	if login == "" && o.lazy {
+		login = "root" // the image is not here
+	}
 	if login == "" {
 		// Only for what is said; an image that debugfs cannot read is root's.
 		if login, err = launch.LoginOf(ctx, disk); err != nil || login == "" {
 			login = "root"
 		}
 	}
-	init := o.init
-	if init == "" {
-		var done func()
-		if init, done, err = findInit(); err != nil {
+	if ramdisk == "" {
+		ramdisk = filepath.Join(dir, "initrd")
+		if err := o.ramdisk(ctx, modules, release, ramdisk); err != nil {
 			return err
 		}
-		defer done()
-	}
-	ramdisk := filepath.Join(dir, "initrd")
-	if _, err := writeInitrd(ctx, initrd.Options{
-		Init: init, Modules: os.DirFS(modules), Version: release,
-		Config: boot.Config{Fail: boot.PowerOff},
-	}, ramdisk); err != nil {
-		return err
 	}
 	shown := &consoleLines{say: func(s string) { a.ui.Say("%s", s) }}
 	var console io.Writer = shown
@@ -269,7 +321,7 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 		console = a.stderr
 	}
 	err = launch.Run(ctx, launch.Options{
-		Kernel: kernel, Initrd: ramdisk, Disk: disk, Keep: o.keep || disk != o.disk, Instance: in, User: o.user,
+		Kernel: kernel, Initrd: ramdisk, Disk: disk, Keep: o.keep || disk != o.disk, Image: lazily, Instance: in, User: o.user,
 		Arch: o.arch, Memory: o.memory, CPUs: o.cpus, Accel: o.accel, SSHPort: o.port, Append: o.append, Console: console,
 		Ready: func(m launch.Machine) { o.ready(a, m, login) },
 	})
@@ -277,6 +329,33 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 		return fmt.Errorf("the machine did not boot: %s", failed)
 	}
 	return err
+}
+
+// ramdisk builds an initrd with the modules of a kernel.
+func (o *launchOptions) ramdisk(ctx context.Context, modules, release, to string) error {
+	init := o.init
+	if init == "" {
+		found, done, err := findInit()
+		if err != nil {
+			return err
+		}
+		defer done()
+		init = found
+	}
+	_, err := writeInitrd(ctx, initrd.Options{
+		Init: init, Modules: os.DirFS(modules), Version: release,
+		Config: boot.Config{Fail: boot.PowerOff},
+	}, to)
+	return err
+}
+
+// emptyDisk makes a disk that nothing was written to.
+func emptyDisk(name string, size int64) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return failf(exitFile, "making the machine's disk: %w", err)
+	}
+	return errors.Join(f.Truncate(size), f.Close())
 }
 
 // ready says how to get in, when somebody is there to let one in.

@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/metadata"
 )
 
@@ -31,6 +32,9 @@ type Options struct {
 	Kernel, Initrd string // files
 	Disk           string // raw image; the root is found in it
 	Keep           bool   // write changes to Disk; else they are gone at the end
+	// Image is what Disk, which is empty, is filled with by the machine itself;
+	// nil: the root is found on Disk.
+	Image *Image
 	// Instance is what metadata tells; its Caller is set here.
 	Instance metadata.Instance
 	User     string // login user; "": root
@@ -81,7 +85,19 @@ func Run(ctx context.Context, o Options) error {
 		}
 		o.SSHPort = port
 	}
-	handler, err := o.metadata()
+	var images *gateway
+	var gate net.Listener
+	if o.Image != nil {
+		var err error
+		if gate, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return fmt.Errorf("launching: %w", err)
+		}
+		defer gate.Close()
+		if images, err = newGateway(o.Image, gate); err != nil {
+			return fmt.Errorf("launching: %w", err)
+		}
+	}
+	handler, err := o.metadata(images)
 	if err != nil {
 		return fmt.Errorf("launching: %w", err)
 	}
@@ -115,6 +131,9 @@ func Run(ctx context.Context, o Options) error {
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	guests := newPairs()
+	if images != nil {
+		beside.Go(func() { serve(running, images, gate) })
+	}
 	if p.refused == nil {
 		fallback.Close()
 		beside.Go(func() {
@@ -236,6 +255,10 @@ func (o *Options) arguments(base string) []string {
 		cpu = "host"
 	}
 	params := []string{"console=" + serial, "quiet", "instar.metadata=" + base, "instar.root=auto", "instar.grow=true"}
+	if o.Image != nil {
+		// The metadata server is this machine's own, and sees no ports.
+		params = append(params, "instar.root=ticket", "instar.anyport", "instar.fail=poweroff")
+	}
 	if o.User != "" {
 		params = append(params, "instar.user="+o.User)
 	}
@@ -268,14 +291,23 @@ func (o *Options) arguments(base string) []string {
 
 // metadata is the metadata server for the one instance. Every connection of the
 // guest counts as one from 127.0.0.1.
-func (o *Options) metadata() (http.Handler, error) {
+func (o *Options) metadata(images *gateway) (http.Handler, error) {
 	in := o.Instance
+	m := metadata.Options{}
+	if images != nil {
+		in.Launch = &metadata.Launch{
+			Format: "instar", Store: "s3://" + gatewayBucket, Manifest: chunked.ManifestKey(o.Image.Name, o.Image.Manifest),
+			ManifestSHA256: o.Image.Manifest.String(), Signers: o.Image.Signers,
+		}
+		m.Launcher, m.AnyPort = images, true
+	}
 	in.Caller = metadata.Caller{Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
 	set, err := metadata.NewSet(&in)
 	if err != nil {
 		return nil, err
 	}
-	return metadata.New(metadata.Options{Source: metadata.Static(set)})
+	m.Source = metadata.Static(set)
+	return metadata.New(m)
 }
 
 // serve serves metadata until ctx ends.

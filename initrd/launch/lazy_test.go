@@ -1,0 +1,146 @@
+package launch_test
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/instar-image/instar/test/servers"
+)
+
+// image captures a Debian to MinIO as an Instar image and returns what opens
+// it, and its environment.
+func image(t testing.TB) (args, env []string) {
+	t.Helper()
+	minio := servers.MinIO(t)
+	env = append(minio.Env(), "INSTAR_ETC="+t.TempDir(), "INSTAR_STATE="+t.TempDir())
+	args = []string{"--store", minio.Bucket(t) + "/fleet"}
+	if out, errs, status := run(t, env, append([]string{"create-image", "-v", debian(t, "plain"), "--all", "-s", "512", "-n", "web", "-r", "x86_64"}, args...)...); status != 0 && status != 24 {
+		t.Fatalf("create-image: exit status %d\n%s%s", status, out, errs)
+	}
+	return args, env
+}
+
+// residents lists the processes of a root's server.
+const residents = "grep -la '^@instar-root' /proc/[0-9]*/cmdline 2>/dev/null | wc -l"
+
+// TestLaunchLazy boots a Debian that is fetched from MinIO while it runs, logs
+// in, sees that all of it arrives, and boots it again without the store.
+func TestLaunchLazy(t *testing.T) {
+	t.Parallel()
+	store, env := image(t)
+	signer, pub := sshKey(t)
+	disk := filepath.Join(t.TempDir(), "disk")
+	must(t, os.WriteFile(disk, nil, 0o600))
+	must(t, os.Truncate(disk, 1<<30))
+	args := append([]string{
+		"web", "--lazy", "--disk", disk, "--keep", "--ssh-key", pub, "--hostname", "web-1", "--memory", "768", "--accel", "tcg",
+		"--scratch", t.TempDir(), "--console",
+	}, store...)
+	g := launch(t, env, args...)
+	port, user := g.ready()
+	client := login(t, port, user, signer)
+	t.Logf("at the first login: %s", remote(t, client, residents+"; cat /proc/uptime"))
+	remote(t, client, "systemctl is-system-running --wait")
+	lazyChecks(t, client)
+	remote(t, client, "while [ $("+residents+") != 0 ]; do sleep 1; done")
+	remote(t, client, "echo written by the guest >/root/mine && sync")
+	t.Logf("the log:\n%s", remote(t, client, "dmesg | grep -aE 'instar|nbd|dm-0|I/O error'; cat /proc/uptime"))
+	expect(t, client, "", map[string]string{
+		"cat /proc/modules | grep -c ^nbd; true":                                     "^0$",
+		"journalctl -b --no-pager | grep -ciE 'I/O error|EXT4-fs error|stuck'; true": "^0$",
+		"systemctl --failed --no-legend":                                             "^$",
+	})
+	g.powerOff(client, "")
+	t.Logf("console:\n%s", tail(g.stderr.String(), 4000))
+	sameTree(t, env, store, disk)
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// lazyChecks are of the running system, whose root is not all there.
+func lazyChecks(t testing.TB, client *ssh.Client) {
+	t.Helper()
+	expect(t, client, "", map[string]string{
+		"hostname":                       "^web-1$",
+		"findmnt -no SOURCE /":           "^/dev/mapper/instar-root$",
+		"systemctl --failed --no-legend": "^$",
+		"readlink -f /dev/disk/by-uuid/$(findmnt -no UUID /) /dev/mapper/instar-root | uniq | wc -l": "^1$",
+		"ls /dev/disk/by-uuid | wc -l":                     "^1$",
+		"networkctl --no-legend --no-pager | grep ether":   "ens?p?[0-9]+.* routable +configured",
+		"cat /run/instar/instance.json":                    `"instance-id": "i-launch"`,
+		imds + "instance-id":                               "^i-launch$",
+		"stat -f -c '%b %S' / | awk '{print $1*$2 > 9e8}'": "^1$", // grown to the disk
+	})
+}
+
+// sameTree compares a disk with the image in the store: the filesystem is
+// sound, and every file of the image that the guest has no reason to change is
+// as it was.
+func sameTree(t testing.TB, env, store []string, disk string) {
+	t.Helper()
+	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+	restored := filepath.Join(t.TempDir(), "restored")
+	if out, errs, status := run(t, env, append([]string{"restore", "web", "--to", restored}, store...)...); status != 0 {
+		t.Fatalf("restore: exit status %d\n%s%s", status, out, errs)
+	}
+	before, after := tree(t, restored), tree(t, disk)
+	if len(before) < 5000 {
+		t.Errorf("the image has %d files", len(before))
+	}
+	changed := 0
+	for name, want := range before {
+		if got := after[name]; got != want {
+			changed++
+			own := false
+			for _, o := range []string{"/etc/", "/var/", "/root/", "/run/", "/tmp", "/dev", "/boot/efi"} {
+				own = own || strings.HasPrefix(name, o)
+			}
+			if !own {
+				t.Errorf("%s is %q, in the image %q", name, got, want)
+			}
+		}
+	}
+	if after["/root/mine"] == "" {
+		t.Error("what the guest wrote is not there")
+	}
+	t.Logf("%d files, of which the guest changed %d", len(before), changed)
+}
+
+// tree is what a filesystem image has in it, by name.
+func tree(t testing.TB, image string) map[string]string {
+	t.Helper()
+	dir := t.TempDir()
+	shell(t, `mount -o ro,loop,noload "$1" "$2"`, image, dir)
+	defer shell(t, `umount "$1"`, dir)
+	found := make(map[string]string)
+	must(t, filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		st, err := d.Info()
+		if err != nil {
+			return err
+		}
+		what := st.Mode().String()
+		if st.Mode().IsRegular() {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			what += fmt.Sprintf(" %x", sha256.Sum256(data))
+		}
+		found[strings.TrimPrefix(name, dir)] = what
+		return nil
+	}))
+	return found
+}
