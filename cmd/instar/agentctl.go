@@ -235,18 +235,8 @@ short is not resumed: the task says so.`},
 }
 
 func newAgentStartKind(a *app, client func() *server.Client, kind task.Kind, short, long, example string) *cobra.Command {
-	r := task.Request{Kind: kind}
-	var (
-		l      task.Limits
-		q      task.Quiesce
-		rate   int64
-		read   int64
-		memory int64
-		limit  string
-		kept   keep
-		wait   bool
-		body   bool
-	)
+	o := requestOptions{r: task.Request{Kind: kind}}
+	var wait, body bool
 	cmd := a.command(string(kind), short, long+`
 
 The limits replace the agent's own: weights are shares against others' 100,
@@ -254,25 +244,9 @@ The limits replace the agent's own: weights are shares against others' 100,
 stand still around the capture, the filesystems of --freeze-fs for at most 10
 seconds; all of them go on when the task ends, however it ends.`, example, nil)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		l.UploadRate, l.ReadRate, l.Memory = rate, read, memory
-		if l != (task.Limits{}) {
-			r.Limits = &l
-		}
-		if limit != "" {
-			if err := q.Limit.UnmarshalText([]byte(limit)); err != nil {
-				return usagef("--quiesce-limit: %w", err)
-			}
-		}
-		if !q.Zero() {
-			r.Quiesce = &q
-		}
-		policy, err := kept.policy()
+		r, err := o.request()
 		if err != nil {
 			return err
-		}
-		r.Retention = policy
-		if err := r.Check(); err != nil {
-			return usagef("%w", err)
 		}
 		if body {
 			b, err := json.MarshalIndent(r, "", "  ")
@@ -291,8 +265,55 @@ seconds; all of them go on when the task ends, however it ends.`, example, nil)
 		}
 		return ctlError(a.followTask(cmd.Context(), c, t.ID), c.Socket())
 	}
-	f := flagsOf(cmd)
 	const test = "agent"
+	o.add(cmd, test)
+	f := flagsOf(cmd)
+	f.text(&o.r.Schedule, "schedule", "", "say that the schedule `NAME` asks", ofUs, test)
+	f.text(&o.r.ClientToken, "client-token", "", "repeat a request safely: the same `TOKEN` is the same task", ofUs, test)
+	f.yes(&wait, "wait", "", "follow the task until it ends, and exit as it does", ofUs, test)
+	f.yes(&body, "show-request", "", "print the request as JSON and start nothing", ofUs, test)
+	return cmd
+}
+
+// requestOptions are what a task is asked for with.
+type requestOptions struct {
+	r                  task.Request
+	l                  task.Limits
+	q                  task.Quiesce
+	rate, read, memory int64
+	limit              string
+	kept               keep
+}
+
+// request is what the options say.
+func (o *requestOptions) request() (task.Request, error) {
+	r := o.r
+	o.l.UploadRate, o.l.ReadRate, o.l.Memory = o.rate, o.read, o.memory
+	if o.l != (task.Limits{}) {
+		r.Limits = &o.l
+	}
+	if o.limit != "" {
+		if err := o.q.Limit.UnmarshalText([]byte(o.limit)); err != nil {
+			return r, usagef("--quiesce-limit: %w", err)
+		}
+	}
+	if !o.q.Zero() {
+		r.Quiesce = &o.q
+	}
+	policy, err := o.kept.policy()
+	if err != nil {
+		return r, err
+	}
+	r.Retention = policy
+	if err := r.Check(); err != nil {
+		return r, usagef("%w", err)
+	}
+	return r, nil
+}
+
+func (o *requestOptions) add(cmd *cobra.Command, test string) {
+	f := flagsOf(cmd)
+	r, l, q := &o.r, &o.l, &o.q
 	f.text(&r.Name, "name", "n", "`NAME` of the image, or of the bundle's files", ofUs, test)
 	f.text(&r.Store, "store", "", "where it goes: an image's `STORE`, a bundle's BUCKET/PREFIX", ofUs, test)
 	f.text(&r.Endpoint, "url", "", "`URL` of the S3 service", ofUs, test)
@@ -301,7 +322,7 @@ seconds; all of them go on when the task ends, however it ends.`, example, nil)
 	f.list(&r.Exclude, "exclude", "e", "leave out `PATH,...`", ofUs, test)
 	f.list(&r.Include, "include", "i", "keep `PATH,...` in although a rule leaves it out", ofUs, test)
 	f.choice(cmd, &r.Architecture, []string{"x86_64", "arm64", "i386"}, "arch", "r", "`ARCH`itecture", ofUs, test)
-	if kind == task.CreateImage {
+	if r.Kind == task.CreateImage {
 		f.text(&r.Description, "description", "", "`TEXT` about this version", ofUs, test)
 		f.text(&r.Domain, "domain", "", "share stored pieces with the images of `DOMAIN`", ofUs, test)
 		f.text(&r.Expires, "expires", "", "readers take this version for the newest no longer than `TIME`: 12h, 7d", ofUs, test)
@@ -309,7 +330,7 @@ seconds; all of them go on when the task ends, however it ends.`, example, nil)
 		f.yes(&r.Full, "full", "", "take no parent", ofUs, test)
 		f.yes(&r.VerifyContent, "verify-content", "", "compare every file with the parent by content", ofUs, test)
 		f.yes(&r.NoKernel, "no-kernel", "", "leave kernel and initrd out", ofUs, test)
-		kept.add(cmd, test)
+		o.kept.add(cmd, test)
 	} else {
 		f.text(&r.PrivateKey, "privatekey", "k", "the user's RSA private key, `PEM`", ofUs, test)
 		f.text(&r.Certificate, "cert", "c", "the user's certificate, `PEM`", ofUs, test)
@@ -322,17 +343,12 @@ seconds; all of them go on when the task ends, however it ends.`, example, nil)
 	f.number(&l.CPUWeight, "cpu-weight", "", "`SHARE` of CPUs that others want too", ofUs, test)
 	f.number(&l.CPUQuota, "cpu-quota", "", "at most `PERCENT` of one CPU", ofUs, test)
 	f.number(&l.IOWeight, "io-weight", "", "`SHARE` of disks that others want too", ofUs, test)
-	f.size(&read, "read-rate", "", "read at most `SIZE` a second from the volume's disk", ofUs, test)
-	f.size(&rate, "limit-rate", "", "send at most `SIZE` a second to the store", ofUs, test)
-	f.size(&memory, "memory", "", "reclaim the capture's memory above `SIZE`", ofUs, test)
+	f.size(&o.read, "read-rate", "", "read at most `SIZE` a second from the volume's disk", ofUs, test)
+	f.size(&o.rate, "limit-rate", "", "send at most `SIZE` a second to the store", ofUs, test)
+	f.size(&o.memory, "memory", "", "reclaim the capture's memory above `SIZE`", ofUs, test)
 	f.yes(&l.Foreground, "foreground", "", "do not step back into the idle classes of CPU and disk", ofUs, test)
 	f.list(&q.Stop, "stop", "", "stop `UNIT,...` before and start them after", ofUs, test)
 	f.list(&q.Freeze, "freeze", "", "freeze the processes of `UNIT,...` meanwhile", ofUs, test)
 	f.list(&q.Filesystems, "freeze-fs", "", "freeze the filesystems at `DIR,...` meanwhile, at most 10 seconds", ofUs, test)
-	f.text(&limit, "quiesce-limit", "", "let them go on after `TIME` however far the capture is; default 10m", ofUs, test)
-	f.text(&r.Schedule, "schedule", "", "say that the schedule `NAME` asks", ofUs, test)
-	f.text(&r.ClientToken, "client-token", "", "repeat a request safely: the same `TOKEN` is the same task", ofUs, test)
-	f.yes(&wait, "wait", "", "follow the task until it ends, and exit as it does", ofUs, test)
-	f.yes(&body, "show-request", "", "print the request as JSON and start nothing", ofUs, test)
-	return cmd
+	f.text(&o.limit, "quiesce-limit", "", "let them go on after `TIME` however far the capture is; default 10m", ofUs, test)
 }
