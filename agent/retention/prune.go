@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/upload/catalog"
 	"github.com/instar-image/instar/upload/images"
 )
 
@@ -20,7 +21,9 @@ type Images interface {
 
 // PruneOptions of [Prune].
 type PruneOptions struct {
-	DryRun bool // decide, remove nothing
+	// DryRun decides and removes nothing. That a catalog holds on to a version
+	// only shows when it is to be removed.
+	DryRun bool
 	// Pinned says why a version is to be kept whatever the policy says, "" if
 	// nothing keeps it. May be nil.
 	Pinned func(images.Version) string
@@ -76,6 +79,15 @@ func Prune(ctx context.Context, s Images, image string, p Policy, signer keys.Si
 				_, err := s.Delete(ctx, image+"@"+d.ID, signer)
 				if errors.Is(err, images.ErrNoImage) {
 					err = nil // another machine was quicker
+				}
+				if errors.Is(err, catalog.ErrRegistered) {
+					d.Reasons = append(d.Reasons, "registered in a catalog")
+					out.Decisions[i] = d
+					out.Kept++
+					if o.Report != nil {
+						o.Report(d)
+					}
+					continue
 				}
 				if err != nil {
 					errs = append(errs, fmt.Errorf("retention: %w", err))

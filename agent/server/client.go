@@ -154,11 +154,15 @@ func (c *Client) Follow(ctx context.Context, id string, f func(task.Task)) (task
 	}
 }
 
-// Healthy asks whether the agent answers.
-func (c *Client) Healthy(ctx context.Context) error {
-	res, err := c.do(ctx, "GET", "/healthz", nil)
+// Alive asks whether the agent answers, be it that something is wrong.
+func (c *Client) Alive(ctx context.Context) error {
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/healthz", nil)
 	if err != nil {
-		return err
+		return fmt.Errorf("asking the agent: %w", err)
+	}
+	res, err := c.http.Do(q)
+	if err != nil {
+		return fmt.Errorf("asking the agent at %s: %w", c.socket, err)
 	}
 	return res.Body.Close()
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -47,6 +48,28 @@ type Settings struct {
 	// MetricsListen is an address for /metrics and /healthz beside the socket,
 	// on loopback.
 	MetricsListen string `yaml:"metrics-listen"`
+	// MaxAge is how old the last complete capture of a name may be before
+	// /healthz says that something is wrong; 0: any age is well.
+	MaxAge task.Span `yaml:"max-age"`
+	// Hooks are executables that are told how captures end.
+	Hooks Hooks `yaml:"hooks"`
+	// Notices are metadata's of an interruption, for "instar agent notices".
+	Notices Notices `yaml:"notices"`
+}
+
+// Hooks say where hooks are and how long one may take.
+type Hooks struct {
+	Dir     string    `yaml:"dir"`     // default /etc/instar/hooks.d
+	Timeout task.Span `yaml:"timeout"` // of each, default 1m
+}
+
+// Notices say which notices are looked for and what they bring about.
+type Notices struct {
+	Metadata string    `yaml:"metadata"` // URL of the metadata service, default http://169.254.169.254
+	Interval task.Span `yaml:"interval"` // between two looks, default 5s
+	Kinds    []string  `yaml:"kinds"`    // spot, rebalance, maintenance; default spot and maintenance
+	// Schedule is the schedule whose capture is made once more then; "": none.
+	Schedule string `yaml:"schedule"`
 }
 
 // Read reads the settings; a file that is not there is as an empty one.
@@ -103,6 +126,12 @@ func (s *Settings) check() error {
 	}
 	if s.Encrypted && s.SecretKeyFile == "" {
 		return errors.New("secret-key-encrypted is about secret-key-file, which is not given")
+	}
+	if s.Hooks.Dir != "" && !filepath.IsAbs(s.Hooks.Dir) {
+		return fmt.Errorf("hooks: dir %q: give an absolute path", s.Hooks.Dir)
+	}
+	if s.Notices.Interval != 0 && s.Notices.Interval < task.Span(time.Second) {
+		return errors.New("notices: interval: at least 1s")
 	}
 	if s.MetricsListen != "" {
 		host, _, err := net.SplitHostPort(s.MetricsListen)

@@ -32,7 +32,8 @@ docs/agent.md describes it.`),
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newAgentRun(a), newAgentCtl(a), newAgentInstall(a), newAgentUninstall(a), newAgentWork(a), newAgentGuard(a), newAgentBoot(a))
+	cmd.AddCommand(newAgentRun(a), newAgentCtl(a), newAgentInstall(a), newAgentUninstall(a), newAgentBoot(a), newAgentSchedule(a), newAgentNotices(a),
+		newAgentWork(a), newAgentGuard(a), newAgentHooks(a))
 	return cmd
 }
 

@@ -82,10 +82,14 @@ func runAgent(ctx context.Context, a *app, o *agentRunOptions) (err error) {
 		return err
 	}
 	defer done()
+	watched, err := a.watchTasks(o, set, path, launcher, log)
+	if err != nil {
+		return err
+	}
 	notify := systemd.NewNotifier(func(err error) { log.Warn().Err(err).Msg("systemd") })
 	m, damaged, err := task.Open(task.Options{
 		Dir: dir, Launcher: launcher, Limits: set.Limits, Quiesce: set.Quiesce, Running: set.Running, Keep: set.Keep,
-		Changed: func(t task.Task) { logTask(log, t) },
+		Changed: func(t task.Task) { logTask(log, t); watched.changed(t) },
 		Told: func(t task.Task, l task.Line) {
 			if t.Warnings <= maxToldWarnings {
 				log.Warn().Str("task", t.ID).Str("image", t.Request.Name).Msg(l.Text())
@@ -99,12 +103,14 @@ func runAgent(ctx context.Context, a *app, o *agentRunOptions) (err error) {
 	for _, d := range damaged {
 		log.Error().Err(d).Msg("a task cannot be read and is left alone")
 	}
+	watched.Restore(m.List())
 	lns, err := a.agentListeners(ctx, o.socket)
 	if err != nil {
 		return failf(exitFile, "%w", err)
 	}
 	srv := server.New(server.Options{
 		Manager: m, Policy: server.Policy{AdminGroup: set.AdminGroup, ViewGroup: set.ViewGroup}, Version: version, Log: log,
+		Metrics: watched.Metrics(), Health: watched.Health(),
 	})
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.Run(ctx) })
@@ -113,6 +119,8 @@ func runAgent(ctx context.Context, a *app, o *agentRunOptions) (err error) {
 		return notify.Alive(ctx, func(ctx context.Context) error { return alive(ctx, m, lns[0]) })
 	})
 	group.Go(func() error { return tellStatus(ctx, m, notify) })
+	group.Go(func() error { return watched.run(ctx) })
+	group.Go(func() error { return watched.listen(ctx, set.MetricsListen) })
 	notify.Ready(summary(m.List()))
 	log.Info().Str("socket", lns[0].Addr().String()).Str("state", o.state).Msg("taking requests")
 	err = group.Wait()
@@ -187,7 +195,7 @@ func alive(ctx context.Context, m *task.Manager, ln net.Listener) error {
 	if err := m.Ping(ctx); err != nil {
 		return err
 	}
-	return server.NewClient(ln.Addr().String()).Healthy(ctx)
+	return server.NewClient(ln.Addr().String()).Alive(ctx)
 }
 
 // logTask writes what became of a task.

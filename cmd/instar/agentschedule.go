@@ -136,7 +136,7 @@ options are those of "instar agent ctl start `+string(kind)+`".`, eg, 1, 1, func
 	f.add((*words)(&on), "on", "", "`CALENDAR` expression as in systemd.time(7): daily, 'Mon..Fri 03:00', '*-*-1,15 4:30'; may be repeated", ofUs, test)
 	f.text(&jitter, "jitter", "", "delay the runs by up to `TIME`, by the same each time: 30m", ofUs, test)
 	f.yes(&noCatchUp, "no-catch-up", "", "leave out what was due while the machine was off", ofUs, test)
-	f.yes(&replace, "replace", "", "replace a schedule of the same name", ofUs, test)
+	f.yes(&replace, "update", "", "put it in the place of a schedule of the same name", ofUs, test)
 	o.add(cmd, "agent")
 	return cmd
 }
@@ -154,7 +154,7 @@ func scheduleError(err error) error {
 	case errors.Is(err, schedule.ErrSchedule), errors.Is(err, task.ErrRequest):
 		return usagef("%w", err)
 	case errors.Is(err, schedule.ErrExists):
-		return withHint(failf(exitFile, "%w", err), "--replace puts the new one in its place.")
+		return withHint(failf(exitFile, "%w", err), "--update puts the new one in its place.")
 	case errors.Is(err, schedule.ErrNone):
 		return failf(exitFile, "%w", err)
 	}

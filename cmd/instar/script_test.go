@@ -37,6 +37,7 @@ var metadataTree = map[string]string{
 	"product-codes": "IMDSCODE", "block-device-mapping/": "ami\nroot", "block-device-mapping/ami": "sda1", "block-device-mapping/root": "/dev/sda1",
 	"instance-id": "i-0123456789abcdef0", "local-hostname": "web-1", "public-keys/": "0=laptop",
 	"public-keys/0/openssh-key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIqIPd7b19kHzxcBjHGZw2E73YQM8XtzNK8VgrXRdpt2 laptop",
+	"spot/instance-action":      `{"action":"terminate","time":"2030-01-01T00:02:00Z"}`,
 	"../user-data":              "#!/bin/sh\necho the secret is hunter2; exit 3\n",
 }
 
@@ -75,8 +76,14 @@ func TestScript(t *testing.T) {
 					return err
 				}
 			}
+			free, err := net.Listen("tcp", "127.0.0.1:0") // a port that nobody has
+			if err != nil {
+				return err
+			}
+			free.Close()
 			for k, v := range map[string]string{
-				"FIX": fixtures, "KEYS": filepath.Join(fixtures, "keys"), "HOME": filepath.Join(env.WorkDir, "home"),
+				"PORT": strconv.Itoa(free.Addr().(*net.TCPAddr).Port),
+				"FIX":  fixtures, "KEYS": filepath.Join(fixtures, "keys"), "HOME": filepath.Join(env.WorkDir, "home"),
 				"INSTAR_ETC": filepath.Join(env.WorkDir, "etc"), "INSTAR_STATE": filepath.Join(env.WorkDir, "state"), "TMPDIR": filepath.Join(env.WorkDir, "tmp"),
 				"S3": s3.URL, "IMDS": imds.URL, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1",
 				"SIGN": "-k", "PATH": env.Getenv("PATH") + ":/usr/sbin:/sbin",
