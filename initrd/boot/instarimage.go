@@ -101,16 +101,22 @@ func openInstar(ctx context.Context, t *ticket.Ticket, signers string, f *fetche
 // trusted are the lists of signers that a manifest must satisfy, each of them:
 // the initrd's own and the ticket's. Either will do alone.
 func trusted(file, ticket string) ([]*keys.AllowedSigners, error) {
-	var lists []*keys.AllowedSigners
 	own, err := os.ReadFile(file)
-	if err == nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	return trustedBy(own, ticket)
+}
+
+// trustedBy is trusted with the initrd's own signers in memory, nil for none.
+func trustedBy(own []byte, ticket string) ([]*keys.AllowedSigners, error) {
+	var lists []*keys.AllowedSigners
+	if own != nil {
 		l, err := keys.ParseAllowedSigners(own)
 		if err != nil {
 			return nil, fmt.Errorf("the initrd's signers: %w", err)
 		}
 		lists = append(lists, l)
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return nil, err
 	}
 	if ticket != "" {
 		l, err := keys.ParseAllowedSigners([]byte(ticket))

@@ -58,8 +58,14 @@ func (m *machine) nameInterface(ctx context.Context) error {
 	if len(name) > 15 || strings.ContainsAny(name, "/ \t") {
 		return fmt.Errorf("udev names it %q", name)
 	}
-	if _, err := netlink.LinkByName(name); err == nil {
-		return fmt.Errorf("there is another %s", name)
+	if other, err := netlink.LinkByName(name); err == nil {
+		if other.Attrs().Index != m.net.link.Attrs().Index {
+			return fmt.Errorf("there is another %s", name)
+		}
+		// Udevadm has given it that name beside the one it has.
+		if err := netlink.LinkDelAltName(m.net.link, name); err != nil {
+			return fmt.Errorf("taking its other name %s away: %w", name, err)
+		}
 	}
 	state, err := netkeep.Take(m.net.link)
 	if err != nil {

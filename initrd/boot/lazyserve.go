@@ -7,11 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"net"
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/instar-image/instar/bundle/chunked"
@@ -20,6 +20,7 @@ import (
 	"github.com/instar-image/instar/initrd/lazyroot/netkeep"
 	"github.com/instar-image/instar/initrd/lazyroot/resident"
 	"github.com/instar-image/instar/metadata/ticket"
+	"github.com/instar-image/instar/upload/cache/cacheclient"
 )
 
 // lazyConfig is all that the server of a lazy root is told: it sees no file of
@@ -40,6 +41,7 @@ type lazyConfig struct {
 	AnyPort  bool
 	Proxy    string
 	CACert   []byte // the initrd's
+	Signers  []byte // the initrd's; nil if it leaves them to the ticket
 	Patience int
 	DNS      []netip.Addr
 	Network  *netkeep.State `json:",omitempty"`
@@ -55,15 +57,18 @@ func (c *lazyConfig) identity() lazyroot.Identity {
 
 // lazyConfig gathers what the server is told but the network.
 func (m *machine) lazyConfig(img *instarImage, t *ticket.Ticket, client *ticket.Client, disk device) *lazyConfig {
-	ca, err := os.ReadFile(CAFile)
-	if err != nil {
-		ca = nil
+	read := func(name string) []byte {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil // they were read before, if they are there
+		}
+		return data
 	}
 	c := &lazyConfig{
 		Image: img.name, Manifest: img.manifest, Index: img.root.Name, IndexSize: img.root.Size, IndexRoot: img.rootObject,
 		Key: img.key, Size: img.stream.Size(), Instance: m.instance.ID,
 		Ticket: t, Holder: client.Holder(), Metadata: m.config.Metadata, AnyPort: m.config.AnyPort, Proxy: m.config.Proxy,
-		CACert: ca, Patience: m.config.Patience, DNS: m.net.dns, DiskSize: disk.Size, BlockSize: 512,
+		CACert: read(CAFile), Signers: read(SignersFile), Patience: m.config.Patience, DNS: m.net.dns, DiskSize: disk.Size, BlockSize: 512,
 	}
 	if n, err := sysNumber(disk.Name, "logical_block_size"); err == nil && n > 512 {
 		c.BlockSize = int(n)
@@ -128,7 +133,7 @@ func serveRoot(ctx context.Context, s *resident.Server) error {
 		return err
 	}
 	disk := lazyroot.FileDisk(s.Disk, c.DiskSize)
-	dev, err := c.open(ctx, client, disk, s.Session, say)
+	dev, store, err := c.open(ctx, client, disk, s.Session, say)
 	if err != nil {
 		return err
 	}
@@ -138,7 +143,12 @@ func serveRoot(ctx context.Context, s *resident.Server) error {
 		Serve: func(ctx context.Context, conn net.Conn) error {
 			return nbd.ServeTransmission(ctx, conn, dev, nbd.Options{})
 		},
-		Fill: func(ctx context.Context) error { return fill(ctx, dev, c.trace(), say) },
+		Fill: func(ctx context.Context) error {
+			if store != nil {
+				c.prefetch(ctx, dev, store.f, say)
+			}
+			return fill(ctx, dev, say)
+		},
 	})
 	if err != nil {
 		return err
@@ -164,42 +174,104 @@ func (c *lazyConfig) resolve() {
 	}}
 }
 
-// open opens the device: of a disk that is complete without the image.
-func (c *lazyConfig) open(ctx context.Context, client *ticket.Client, disk lazyroot.Disk, session *os.File, say func(string, ...any)) (*lazyroot.Device, error) {
+// open opens the device: of a disk that is complete without the image, and then
+// there is no store.
+func (c *lazyConfig) open(ctx context.Context, client *ticket.Client, disk lazyroot.Disk, session *os.File, say func(string, ...any)) (dev *lazyroot.Device, store *packSource, err error) {
 	o := lazyroot.Options{Disk: disk, Identity: c.identity(), Session: session}
 	record, err := lazyroot.StateOf(disk, disk.Size())
 	if err != nil {
-		return nil, fmt.Errorf("reading the disk: %w", err)
+		return nil, nil, fmt.Errorf("reading the disk: %w", err)
 	}
 	if record.State != lazyroot.Complete {
 		pool := x509.NewCertPool()
 		if len(c.CACert) > 0 && !pool.AppendCertsFromPEM(c.CACert) {
-			return nil, errors.New("the initrd's certificates are none")
+			return nil, nil, errors.New("the initrd's certificates are none")
 		}
 		hc, err := storeClient(pool, c.Ticket.CACert, c.Proxy)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		store := &packSource{f: &fetcher{
+		store = &packSource{f: &fetcher{
 			client: hc, stall: time.Duration(c.Patience) * 30 * time.Second, say: say, access: &access{client: client, t: c.Ticket},
 		}, kept: map[chunked.Name][]byte{c.Index: c.IndexRoot}}
 		index, err := chunked.OpenIndex(ctx, store, c.Index, c.IndexSize, c.Key)
 		if err != nil {
-			return nil, fmt.Errorf("image %s: %w", c.Image, err)
+			return nil, nil, fmt.Errorf("image %s: %w", c.Image, err)
 		}
 		o.Image, err = lazyroot.NewImage(index, lazyroot.ImageOptions{
-			Sources: []lazyroot.NamedSource{{Name: "store", Source: store}}, Patience: storePatience, Memory: chunkMemory,
+			Sources: c.sources(store, say), Patience: storePatience, Memory: chunkMemory,
 			Alarm: func(a lazyroot.Alarm) { say("root: ALARM: %s: %v", a.Source, a.Err) },
 		})
 		if err != nil {
-			return nil, fmt.Errorf("image %s: %w", c.Image, err)
+			return nil, nil, fmt.Errorf("image %s: %w", c.Image, err)
 		}
 	}
-	return lazyroot.Open(ctx, o)
+	dev, err = lazyroot.Open(ctx, o)
+	return dev, store, err
 }
 
-// trace is what a boot of the image reads, if that is known.
-func (c *lazyConfig) trace() iter.Seq[chunked.Range] { return nil }
+// sources are where the image comes from: a cache beside this machine, if the
+// ticket names one, then the store.
+func (c *lazyConfig) sources(store *packSource, say func(string, ...any)) []lazyroot.NamedSource {
+	list := []lazyroot.NamedSource{{Name: "store", Source: store}}
+	if c.Ticket.Cache == "" {
+		return list
+	}
+	cache, err := cacheclient.New(c.Ticket.Cache)
+	if err != nil {
+		say("root: warning: the ticket's cache is not used: %v", err)
+		return list
+	}
+	return append([]lazyroot.NamedSource{{Name: "cache", Source: &cacheSource{cache}}}, list...)
+}
+
+// cacheSource reads an image's objects from a cache.
+type cacheSource struct{ c *cacheclient.Client }
+
+// ReadPack reads a range of a pack.
+func (s *cacheSource) ReadPack(ctx context.Context, n chunked.Name, off int64, p []byte) error {
+	return s.c.ReadRange(ctx, chunked.PackKey(n), off, p)
+}
+
+// ReadIndex reads an index object.
+func (s *cacheSource) ReadIndex(ctx context.Context, n chunked.Name, size int64) ([]byte, error) {
+	return s.c.Get(ctx, chunked.IndexObjectKey(n), size)
+}
+
+// prefetch fetches what a boot of the image is known to read, by the image's
+// trace. That is only a hint: without it nothing is amiss.
+func (c *lazyConfig) prefetch(ctx context.Context, dev *lazyroot.Device, f *fetcher, say func(string, ...any)) {
+	object, err := f.object(ctx, "boot trace", chunked.TraceKey(c.Image, c.Manifest), chunked.MaxTrace, func([]byte) bool { return true })
+	if errors.Is(err, errNotThere) {
+		return
+	}
+	var t *chunked.Trace
+	if err == nil {
+		t, err = c.openTrace(object)
+	}
+	if err == nil {
+		err = dev.Prefetch(ctx, slices.Values(t.Ranges))
+	}
+	if err != nil {
+		say("root: what a boot reads is not fetched before it is asked for: %v", err)
+		return
+	}
+	say("root: what a boot reads is here, by a trace of %d ranges", len(t.Ranges))
+}
+
+// openTrace verifies a trace as the image's manifest was.
+func (c *lazyConfig) openTrace(object []byte) (t *chunked.Trace, err error) {
+	lists, err := trustedBy(c.Signers, c.Ticket.Signers)
+	if err != nil {
+		return nil, err
+	}
+	for _, list := range lists {
+		if t, _, err = chunked.OpenTrace(object, list, c.Image, c.Manifest); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
 
 // booted waits until the image's system runs, which it would slow down to fill
 // the disk beside: the initrd's init is then gone. It is not waited for long.
@@ -217,12 +289,7 @@ func booted(ctx context.Context) {
 }
 
 // fill brings the whole image to the disk, however long the store takes.
-func fill(ctx context.Context, dev *lazyroot.Device, trace iter.Seq[chunked.Range], say func(string, ...any)) error {
-	if trace != nil {
-		if err := dev.Prefetch(ctx, trace); err != nil {
-			say("root: what a boot reads is not all here before it is asked for: %v", err)
-		}
-	}
+func fill(ctx context.Context, dev *lazyroot.Device, say func(string, ...any)) error {
 	booted(ctx)
 	began := time.Now()
 	err := until(ctx, func(ctx context.Context) error {

@@ -37,6 +37,7 @@ type Image struct {
 	Key      chunked.Key  // that opens the index
 	Signers  string       // allowed_signers: whose word the machine believes
 	Mode     ticket.Mode
+	Cache    string // URL of a cache, as the machine sees it; "": none
 }
 
 // gateway gives a machine its ticket and the image's objects.
@@ -89,7 +90,7 @@ func (g *gateway) Claim(_ context.Context, in *metadata.Instance, body []byte) (
 	}
 	expires := time.Now().Add(365 * 24 * time.Hour).UTC().Truncate(time.Second)
 	plain, err := json.Marshal(&ticket.Ticket{
-		Version: ticket.Version, InstanceID: in.ID, Format: "instar", Mode: g.image.Mode,
+		Version: ticket.Version, InstanceID: in.ID, Format: "instar", Mode: g.image.Mode, Cache: g.image.Cache,
 		Store: "s3://" + gatewayBucket + "/" + g.secret, Endpoint: g.base,
 		Manifest: chunked.ManifestKey(g.image.Name, g.image.Manifest), ManifestSHA256: g.image.Manifest.String(),
 		Signers: g.image.Signers, IndexKey: g.opens, Expires: expires,
@@ -123,7 +124,8 @@ func (g *gateway) key(path string) (string, bool) {
 	if !ok || !cut || subtle.ConstantTimeCompare([]byte(secret), []byte(g.secret)) != 1 {
 		return "", false
 	}
-	own := key == chunked.ManifestKey(g.image.Name, g.image.Manifest) || key == chunked.KeysKey(g.image.Name, g.image.Manifest)
+	own := key == chunked.ManifestKey(g.image.Name, g.image.Manifest) || key == chunked.KeysKey(g.image.Name, g.image.Manifest) ||
+		key == chunked.TraceKey(g.image.Name, g.image.Manifest)
 	for _, folder := range []string{"packs/", "index/", "moved/"} {
 		own = own || strings.HasPrefix(key, folder)
 	}

@@ -58,7 +58,7 @@ func TestInstarObjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		key, chunked.KeysKey("web", n), chunked.IndexObjectKey(name("root")), chunked.IndexObjectKey(name("s1")), chunked.IndexObjectKey(name("s2")),
+		key, chunked.KeysKey("web", n), chunked.TraceKey("web", n), chunked.IndexObjectKey(name("root")), chunked.IndexObjectKey(name("s1")), chunked.IndexObjectKey(name("s2")),
 		chunked.PackKey(name("p1")), chunked.PackKey(name("p2")), chunked.PackKey(name("p3")),
 	}
 	for _, k := range want {

@@ -352,11 +352,11 @@ func (l *Launcher) objects(ctx context.Context, store upload.Store, t *ticket.Ti
 	if err != nil {
 		return nil, refuse(http.StatusForbidden, "the manifest is not valid: %v", err)
 	}
-	count := 3 + len(m.Index.Segments) + len(m.Packs)
+	count := 4 + len(m.Index.Segments) + len(m.Packs)
 	if count > maxURLs {
 		return nil, fmt.Errorf("the image has %d objects, more than the %d that a ticket has URLs for: give launch.credentials.sts", count, maxURLs)
 	}
-	names := append(make([]string, 0, count), t.Manifest, chunked.KeysKey(m.Name, n), chunked.IndexObjectKey(m.Index.Root.Name))
+	names := append(make([]string, 0, count), t.Manifest, chunked.KeysKey(m.Name, n), chunked.TraceKey(m.Name, n), chunked.IndexObjectKey(m.Index.Root.Name))
 	for _, o := range m.Index.Segments {
 		names = append(names, chunked.IndexObjectKey(o.Name))
 	}

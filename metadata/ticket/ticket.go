@@ -58,6 +58,9 @@ type Ticket struct {
 	Signers        string `json:"signers,omitempty"`
 	IndexKey       string `json:"index-key,omitempty"`
 
+	// Cache is the address of a cache of packs and index objects beside the
+	// instance, asked before the store.
+	Cache       string            `json:"cache,omitempty"`
 	Objects     map[string]string `json:"objects,omitempty"`
 	Credentials *Credentials      `json:"credentials,omitempty"`
 	Expires     time.Time         `json:"expires"`
