@@ -37,14 +37,17 @@ RestartSec=10
 WantedBy=multi-user.target
 `
 
+// NoticesUnit is the service that watches for notices.
+const NoticesUnit = "instar-notices.service"
+
 // HooksUnit is the service that runs the hooks of a task.
 func HooksUnit(id string) string { return "instar-hooks@" + id + ".service" }
 
-// Units are the files for hooks and notices; program is instar's absolute path,
-// without spaces.
+// Units are the files for hooks and notices; program is instar's absolute path, as
+// a word of systemd's command lines.
 func Units(program string) []Unit {
 	return []Unit{
 		{Name: "instar-hooks@.service", Text: strings.ReplaceAll(hooksUnit, "PROGRAM", program)},
-		{Name: "instar-notices.service", Text: strings.ReplaceAll(noticesUnit, "PROGRAM", program), Enable: true},
+		{Name: NoticesUnit, Text: strings.ReplaceAll(noticesUnit, "PROGRAM", program), Enable: true},
 	}
 }

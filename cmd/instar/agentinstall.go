@@ -17,12 +17,13 @@ import (
 	"github.com/instar-image/instar/agent/server"
 	"github.com/instar-image/instar/agent/systemd"
 	"github.com/instar-image/instar/agent/task"
+	"github.com/instar-image/instar/agent/watch"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 )
 
 type agentInstallOptions struct {
 	root, program        string
-	boot                 bool
+	boot, notices        bool
 	metadata, user, sync string
 }
 
@@ -33,7 +34,9 @@ Writes the agent's units to /etc/systemd/system, enables and starts them:
 instar-agent.socket and instar-agent.service, which start "instar agent run".
 With --boot those that make a machine its instance's own when it starts as well
 ("instar agent boot"): they are for machines that boot as instances, and give
-this one new SSH host keys if metadata says it is another instance than before.
+this one new SSH host keys if metadata says it is another instance than before;
+"instar agent boot adopt" says that it is the same. With --notices the service
+that watches for the machine's interruption too ("instar agent notices").
 
 Run again it brings the units up to date. With --root nothing is started: that
 is for images. Units that somebody else wrote are left alone.`, `
@@ -46,6 +49,7 @@ is for images. Units that somebody else wrote are left alone.`, `
 	f.text(&o.root, "root", "", "write below `DIR`ectory, and start nothing", ofUs, test)
 	f.text(&o.program, "program", "", "the units run `PATH`; default this program", ofUs, test)
 	f.yes(&o.boot, "boot", "", "install the units of \"agent boot\" too", ofUs, test)
+	f.yes(&o.notices, "notices", "", "watch for notices of an interruption, as \"agent notices\" does", ofUs, test)
 	f.text(&o.metadata, "metadata", "", "with --boot: `URL` of the metadata service", ofUs, test)
 	f.text(&o.user, "user", "", "with --boot: login `USER` whose authorized_keys metadata's keys are for", ofUs, test)
 	f.text(&o.sync, "sync-keys", "", "with --boot: compare keys with metadata every `TIME`; default 5m, 0 only at boot", ofUs, test)
@@ -69,6 +73,11 @@ func runAgentInstall(ctx context.Context, a *app, o *agentInstallOptions) error 
 		return err
 	}
 	units := systemd.AgentUnits(program)
+	for _, u := range watch.Units(systemd.Quote(program)) {
+		if !u.Enable || o.notices {
+			units = append(units, systemd.UnitFile(u))
+		}
+	}
 	if o.boot {
 		uo := boot.UnitOptions{Program: program, Endpoint: o.metadata, User: o.user, Wait: time.Minute, Sync: 5 * time.Minute}
 		if o.sync != "" {
@@ -103,8 +112,9 @@ func runAgentInstall(ctx context.Context, a *app, o *agentInstallOptions) error 
 		// Stopped first: an agent that runs is the old program.
 		err = errors.Join(c.Reload(ctx), c.Stop(ctx, systemd.AgentService), c.Start(ctx, systemd.AgentSocket), c.Start(ctx, systemd.AgentService))
 		for _, u := range units {
-			if strings.HasSuffix(u.Name, ".timer") && u.Enable {
-				err = errors.Join(err, c.Start(ctx, u.Name))
+			// Not the units of booting: that is over.
+			if u.Enable && (strings.HasSuffix(u.Name, ".timer") || u.Name == watch.NoticesUnit) {
+				err = errors.Join(err, c.Stop(ctx, u.Name), c.Start(ctx, u.Name))
 			}
 		}
 		if err != nil {
