@@ -2,7 +2,9 @@ package lazytest
 
 import (
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 )
 
@@ -164,4 +166,15 @@ func (d *Disk) Bytes() []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return append([]byte(nil), d.now...)
+}
+
+// PendingBlocks are the blocks of size bytes that are not durable, ascending.
+func (d *Disk) PendingBlocks(size int64) []int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	blocks := map[int64]bool{}
+	for s := range d.pending {
+		blocks[s*sector/size] = true
+	}
+	return slices.Sorted(maps.Keys(blocks))
 }
