@@ -219,3 +219,37 @@ func (f *Flaky) ReadIndex(ctx context.Context, n chunked.Name, size int64) ([]by
 	}
 	return f.Source.ReadIndex(ctx, n, size)
 }
+
+// FromBytes makes an image of what is there, in chunks of the given length.
+func FromBytes(t testing.TB, data []byte, chunk int) *Store {
+	t.Helper()
+	s := &Store{Data: data, packs: map[chunked.Name][]byte{}, index: map[chunked.Name][]byte{}}
+	ctx := context.Background()
+	w, err := chunked.NewWriter(ctx, chunked.WriterOptions{Domain: chunked.Secret{1}.Domain(), Sink: s, Workers: 2, Level: chunked.Fastest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	st, err := w.Stream(chunked.StreamDisk, int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pos := 0; pos < len(data); pos += chunk {
+		p := data[pos:min(pos+chunk, len(data))]
+		if len(bytes.Trim(p, "\x00")) == 0 {
+			continue
+		}
+		if err := st.Map(int64(pos), int64(len(p)), w.Add(bytes.Clone(p), nil), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	res, err := w.Finish(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Key = res.IndexKey
+	if s.Index, err = chunked.OpenIndex(ctx, s, res.Root.Name, res.Root.Size, res.IndexKey); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
