@@ -38,7 +38,10 @@ type ImageOptions struct {
 	VerifyContent bool
 	// Full takes no parent.
 	Full bool
-	Boot BootOptions
+	// BootTrace is an image of Store whose boot trace tells what is laid out
+	// together; the new image gets it for its own. "" for none.
+	BootTrace string
+	Boot      BootOptions
 	// Architecture as the manifest has it; "" is that of the root's programs, or
 	// this machine's if they do not tell.
 	Architecture string
@@ -65,6 +68,7 @@ type ImageResult struct {
 	BytesRead                        int64 // of them
 	BytesAdded                       int64 // objects stored: packs, index, manifest, key
 	BytesReused                      int64 // of the image's data: in the store before
+	Traced                           int64 // bytes laid out by the boot trace, which the image has now, too
 	PacksAdded, IndexAdded           int   // objects
 	Flawed                           int   // files that are not in the image as they are; each was warned of
 }
@@ -102,10 +106,12 @@ type creation struct {
 	sink   countingSink
 	res    *ImageResult
 
-	unsure  map[filetree.ID]bool // files that Emit reported
-	matches *ext4.Matches
-	fresh   int    // files that are read, for the layout has to vouch for them anew
-	skip    []bool // files that are taken from the parent, by ID
+	traced    *traced              // nil: nothing is known of boots
+	firstOnly map[filetree.ID]bool // files of the parent's of which only what a boot reads is read again
+	unsure    map[filetree.ID]bool // files that Emit reported
+	matches   *ext4.Matches
+	fresh     int    // files that are read, for the layout has to vouch for them anew
+	skip      []bool // files that are taken from the parent, by ID
 }
 
 // parent is the version before this one, as far as it can be read.
@@ -118,7 +124,7 @@ type parent struct {
 }
 
 func createImage(ctx context.Context, o ImageOptions, r Reporter) (res *ImageResult, err error) {
-	c := &creation{o: o, r: r, res: &ImageResult{}, unsure: map[filetree.ID]bool{}}
+	c := &creation{o: o, r: r, res: &ImageResult{}, unsure: map[filetree.ID]bool{}, firstOnly: map[filetree.ID]bool{}}
 	r.Phase("looking at "+o.Store.String(), 0)
 	c.domain, err = o.Store.Domain(ctx, o.Domain, images.DomainOptions{Create: true, Creators: o.Recipients[:1], Signer: o.Signer})
 	if err != nil {
@@ -159,6 +165,7 @@ func createImage(ctx context.Context, o ImageOptions, r Reporter) (res *ImageRes
 		return nil, err
 	}
 	c.res.Manifest = c.res.Published.Manifest
+	c.storeTrace(ctx)
 	c.res.BytesAdded += c.res.Published.Size + c.res.Published.KeysSize
 	c.res.Flawed = c.volume.Flawed() + len(c.volume.Root.Problems) + len(c.volume.Changes())
 	return c.res, nil
@@ -172,7 +179,10 @@ func (c *creation) plan(ctx context.Context) error {
 	var note string
 	go func() {
 		var err error
-		if note, err = c.openParent(ctx); err != nil {
+		if note, err = c.openParent(ctx); err == nil {
+			c.traced, err = c.openTrace(ctx)
+		}
+		if err != nil {
 			stop(err) // there is no use in scanning to the end
 		}
 		read <- err

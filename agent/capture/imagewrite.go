@@ -108,6 +108,11 @@ func (c *creation) choose(ctx context.Context) (toRead int64, err error) {
 	v := c.volume
 	t := v.Root.Tree
 	c.skip = make([]bool, t.Len())
+	var early map[filetree.ID]bool
+	if c.traced != nil {
+		c.traced.carry(v)
+		early = c.traced.files(v)
+	}
 	for i := range t.Len() {
 		id := filetree.ID(i)
 		if t.Mode(id)&unix.S_IFMT != unix.S_IFREG {
@@ -122,6 +127,12 @@ func (c *creation) choose(ctx context.Context) (toRead int64, err error) {
 		}
 		if c.skip[i] {
 			c.res.FilesUnchanged++
+			if !early[id] {
+				continue
+			}
+			// What a boot reads of it is read, to lie with the like; the rest stays.
+			c.skip[i], c.firstOnly[id] = false, true
+			toRead += t.Data(id).Bytes()
 			continue
 		}
 		c.res.FilesRead++
@@ -160,9 +171,12 @@ func (c *creation) disk(ctx context.Context, w *chunked.Writer) error {
 	if c.parent != nil {
 		co.Parent = c.parent.disk
 	}
+	if c.traced != nil {
+		co.First = c.traced.first
+	}
 	cut := w.Cutter(ctx, s, co)
 	start, _ := v.Disk.Partition()
-	if err := c.copyUnchanged(ctx, s, start); err != nil {
+	if err := c.copyUnchanged(ctx, s, cut, start); err != nil {
 		return err
 	}
 	head, tail := v.Disk.Tables()
@@ -175,6 +189,9 @@ func (c *creation) disk(ctx context.Context, w *chunked.Writer) error {
 		},
 	}, func(p ext4.Piece) error {
 		if p.Kind == ext4.KindData {
+			if p.ID != file && c.firstOnly[p.ID] {
+				file = p.ID
+			}
 			if p.ID != file {
 				file = p.ID
 				if err := cut.File(v.Root.Tree.Path(file), v.Root.Tree.Size(file)); err != nil {
@@ -184,6 +201,11 @@ func (c *creation) disk(ctx context.Context, w *chunked.Writer) error {
 			n := min(p.Len, v.Root.Tree.Size(file)-p.Off)
 			c.res.BytesRead += n
 			c.r.Add(n)
+			if c.firstOnly[file] {
+				defer p.Release()
+				cut.FirstOf(start+p.Pos, p.Data)
+				return ctx.Err()
+			}
 			return cut.Data(p.Off, start+p.Pos, p.Data, p.Release)
 		}
 		if len(head) > 0 {
@@ -205,14 +227,15 @@ func (c *creation) disk(ctx context.Context, w *chunked.Writer) error {
 	return cut.Finish()
 }
 
-// copyUnchanged maps the files that are not read to the parent's chunks.
-func (c *creation) copyUnchanged(ctx context.Context, s *chunked.StreamWriter, start int64) error {
+// copyUnchanged maps the files that are not read to the parent's chunks, and
+// those that are read for what a boot reads of them as far as it does not.
+func (c *creation) copyUnchanged(ctx context.Context, s *chunked.StreamWriter, cut *chunked.Cutter, start int64) error {
 	if c.parent == nil {
 		return nil
 	}
 	last, origin := filetree.None, []ext4.Origin(nil)
 	for seg := range c.volume.Plan.Data() {
-		if !c.skip[seg.ID] {
+		if !c.skip[seg.ID] && !c.firstOnly[seg.ID] {
 			continue
 		}
 		if seg.ID != last {
@@ -220,16 +243,35 @@ func (c *creation) copyUnchanged(ctx context.Context, s *chunked.StreamWriter, s
 		}
 		for _, o := range origin {
 			from, to := max(o.Off, seg.Off), min(o.Off+o.Len, seg.Off+seg.Len)
-			if from >= to {
-				continue
-			}
-			err := s.CopyFrom(ctx, c.parent.disk, c.parent.start+o.Pos+from-o.Off, start+seg.Pos+from-seg.Off, to-from)
-			if err != nil {
-				return fmt.Errorf("taking %q from the image before: %w", c.volume.Root.Tree.Path(seg.ID), err)
+			for from < to {
+				end := to
+				if c.firstOnly[seg.ID] {
+					if from, end = notFirst(cut, start+seg.Pos-seg.Off, from, to); from >= to {
+						break
+					}
+				}
+				err := s.CopyFrom(ctx, c.parent.disk, c.parent.start+o.Pos+from-o.Off, start+seg.Pos+from-seg.Off, end-from)
+				if err != nil {
+					return fmt.Errorf("taking %q from the image before: %w", c.volume.Root.Tree.Path(seg.ID), err)
+				}
+				from = end
 			}
 		}
 	}
 	return nil
+}
+
+// notFirst finds the next blocks from from to to that no boot reads; move is
+// where the file would begin on the disk.
+func notFirst(cut *chunked.Cutter, move, from, to int64) (int64, int64) {
+	for from < to && cut.IsFirst(move+from) {
+		from += ext4.BlockSize
+	}
+	end := from
+	for end < to && !cut.IsFirst(move+end) {
+		end += ext4.BlockSize
+	}
+	return from, min(end, to)
 }
 
 // storeLayout stores where everything lies now, for the next capture.

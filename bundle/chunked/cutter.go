@@ -23,6 +23,10 @@ type CutterOptions struct {
 	// Parent is the stream whose metadata this one's resembles, or nil: blocks
 	// that are equal at the same position are the parent's.
 	Parent *Stream
+	// First are ranges of the stream, in the order in which they are read first:
+	// the blocks in them, up to 64 MiB, lie together in chunks of their own, which
+	// come last. Not for CopySparse, which promises what is settled.
+	First []Range
 }
 
 // Cutter cuts what a stream holds into chunks as SPEC.md §6.3 has it: file after
@@ -41,6 +45,7 @@ type Cutter struct {
 	meta  gather // of metadata
 
 	parent *parentCompare
+	first  *first
 	zero   [blockSize]byte
 }
 
@@ -49,6 +54,9 @@ func (w *Writer) Cutter(ctx context.Context, s *StreamWriter, o CutterOptions) *
 	c := &Cutter{ctx: ctx, w: w, s: s}
 	if o.Parent != nil {
 		c.parent = newParentCompare(ctx, s, o.Parent)
+	}
+	if len(o.First) > 0 {
+		c.first = newFirst(o.First, s.size)
 	}
 	return c
 }
@@ -153,7 +161,7 @@ func (c *Cutter) Data(off, pos int64, p []byte, release func()) error {
 func (c *Cutter) smallData(pos int64, p []byte) error {
 	for len(p) > 0 {
 		k := min(blockSize, len(p))
-		if !bytes.Equal(p[:k], c.zero[:k]) {
+		if !bytes.Equal(p[:k], c.zero[:k]) && !c.first.take(pos, p[:k]) {
 			if len(c.group.b)+k > groupMax { // it is larger than was said
 				if err := c.flush(&c.group); err != nil {
 					return err
@@ -174,7 +182,7 @@ func (c *Cutter) cellData(n, pos int64, p []byte, h *hold) error {
 		}
 		c.cell = n
 	}
-	if len(p) == cellSize {
+	if len(p) == cellSize && !c.first.any(pos, len(p)) {
 		runs := c.part.runs[:0]
 		for i := 0; i < len(p); i += blockSize {
 			if !bytes.Equal(p[i:i+blockSize], c.zero[:]) {
@@ -189,7 +197,7 @@ func (c *Cutter) cellData(n, pos int64, p []byte, h *hold) error {
 	}
 	for len(p) > 0 {
 		k := min(blockSize, len(p))
-		if !bytes.Equal(p[:k], c.zero[:k]) {
+		if !bytes.Equal(p[:k], c.zero[:k]) && !c.first.take(pos, p[:k]) {
 			c.part.append(c.w, pos, p[:k])
 		}
 		pos, p = pos+int64(k), p[k:]
@@ -205,7 +213,7 @@ func (c *Cutter) Metadata(pos int64, p []byte, release func()) error {
 	}
 	for len(p) > 0 {
 		k := min(int64(len(p)), blockSize)
-		if !bytes.Equal(p[:k], c.zero[:k]) {
+		if !bytes.Equal(p[:k], c.zero[:k]) && !c.first.take(pos, p[:k]) {
 			if n := len(c.meta.runs); n > 0 && c.meta.runs[n-1].pos/metaSize != pos/metaSize {
 				if err := c.endMeta(); err != nil {
 					return err
@@ -244,6 +252,9 @@ func (c *Cutter) Finish() error {
 		if err := c.parent.finish(c); err != nil {
 			return fmt.Errorf("cut stream %q: %w", c.s.name, err)
 		}
+	}
+	if err := c.endFirst(); err != nil {
+		return err
 	}
 	return c.w.Err()
 }

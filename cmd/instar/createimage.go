@@ -12,6 +12,7 @@ type createImageOptions struct {
 	name, domain, description, sign string
 	recipients                      []string
 	expires, dedup, compression     string
+	bootTrace                       string
 	arch, kernel, init              string
 	mappings                        mappings
 	noKernel, verifyContent, full   bool
@@ -63,6 +64,7 @@ the exit status is 24. Arguments that are no options are further excludes.`, `
 	f.choice(cmd, &o.compression, []string{"auto", "fastest", "default", "better"}, "compression", "", "`LEVEL` of compression: auto (default: fastest for large files, default for small ones and where at most 128 MiB are read), fastest, default, better", ofUs, test)
 	f.yes(&o.verifyContent, "verify-content", "", "read every file and compare it with the parent by content, whatever its size and times say", ofUs, test)
 	f.yes(&o.full, "full", "", "take no parent: lay the image out afresh, as small and in order as a first one", ofUs, test)
+	f.text(&o.bootTrace, "boot-trace", "", "lay out together what the boot trace of `IMAGE` says a boot reads, and take it for this version's, too: a lazy boot then reads few pieces", ofUs, test)
 	f.text(&o.arch, "arch", "r", "`ARCH`itecture: x86_64, arm64 or i386; default that of the captured root's programs", ofUs, test)
 	complete(cmd, "arch", "x86_64", "arm64", "i386")
 	f.add(&o.mappings, "block-device-mapping", "B", "devices as the instance sees them, `VIRTUAL=DEVICE,...`", ofUs, test)

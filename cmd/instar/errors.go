@@ -52,7 +52,7 @@ func libraryCode(err error) int {
 		return exitTrust
 	case is(chunked.ErrFormat):
 		return exitUsage
-	case is(images.ErrNoImage, chunked.ErrDeleted, machine.ErrLost):
+	case is(images.ErrNoImage, images.ErrNoTrace, chunked.ErrDeleted, machine.ErrLost):
 		return exitFile
 	case is(images.ErrCollected, images.ErrBusy, chunked.ErrMissing):
 		return exitS3

@@ -123,7 +123,7 @@ func (a *app) imageOptions(ctx context.Context, o *createImageOptions) (*imageSe
 	}
 	s := &imageSettings{ImageOptions: capture.ImageOptions{
 		Name: o.name, Domain: a.setting("domain", "--domain", o.domain), Description: o.description, AllCreators: o.dedup == "domain",
-		VerifyContent: o.verifyContent, Full: o.full, Tool: "instar " + version,
+		VerifyContent: o.verifyContent, Full: o.full, BootTrace: o.bootTrace, Tool: "instar " + version,
 		Boot: capture.BootOptions{NoKernel: o.noKernel, Kernel: o.kernel},
 	}}
 	if s.Domain == "" {
@@ -260,7 +260,7 @@ func (a *app) showImage(r *capture.ImageResult, store string, took time.Duration
 	f := ui.Fields{
 		"store": store, "name": r.Manifest.Name, "manifest": r.Published.Name.String(), "sequence": r.Published.Sequence, "domain": r.Manifest.Domain,
 		"size": r.Size, "data": r.Manifest.Data, "files": r.Files, "files_unchanged": r.FilesUnchanged, "files_read": r.FilesRead,
-		"bytes_read": r.BytesRead, "bytes_added": r.BytesAdded, "bytes_reused": r.BytesReused, "packs_added": r.PacksAdded, "index_added": r.IndexAdded,
+		"bytes_read": r.BytesRead, "bytes_added": r.BytesAdded, "bytes_reused": r.BytesReused, "bytes_traced": r.Traced, "packs_added": r.PacksAdded, "index_added": r.IndexAdded,
 		"packs": len(r.Manifest.Packs), "objects": len(r.Manifest.Packs) + len(r.Manifest.Index.Segments) + 3, "kernel": r.Kernel, "seconds": took.Seconds(),
 	}
 	if r.Parent != nil {
