@@ -66,6 +66,8 @@ type Config struct {
 	// eager, lazy (also "true"), lazy-or-eager. Default: what the ticket says, else
 	// eager.
 	Lazy ticket.Mode `json:"lazy,omitempty"`
+	// Trace is "record" to have written down what the boot of a lazy root reads.
+	Trace string `json:"trace,omitempty"`
 	// Disk is the device that a ticket's image is written to, whatever it
 	// holds; default the first disk, if it holds nothing that is known.
 	Disk string `json:"disk,omitempty"`
@@ -133,6 +135,7 @@ func options() []option {
 		{"keepnet", func(c *Config, v string) (err error) { c.KeepNet, err = strconv.ParseBool(v); return err }},
 		{"root", text(func(c *Config) *string { return &c.Root })},
 		{"lazy", func(c *Config, v string) error { c.Lazy = lazyMode(v); return nil }},
+		{"trace", text(func(c *Config) *string { return &c.Trace })},
 		{"disk", text(func(c *Config) *string { return &c.Disk })},
 		{"anyport", func(c *Config, v string) (err error) { c.AnyPort, err = strconv.ParseBool(v); return err }},
 		{"proxy", text(func(c *Config) *string { return &c.Proxy })},
@@ -264,6 +267,9 @@ func (c Config) Check() error {
 	}
 	if err := d.Lazy.Check(); err != nil {
 		bad("lazy", string(d.Lazy), "true, false or lazy-or-eager")
+	}
+	if d.Trace != "" && d.Trace != "record" {
+		bad("trace", d.Trace, "record")
 	}
 	if d.Net == "static" || d.Address != "" {
 		if _, err := netip.ParsePrefix(d.Address); err != nil {

@@ -28,6 +28,11 @@ func TestParameters(t *testing.T) {
 		{"policy", "instar.fail=pray", "one of retry"},
 		{"shell", "instar.fail=shell", "not built to allow"},
 		{"step", "instar.stop=lunch", "not a step"},
+		{"lazy", "instar.lazy", ""},
+		{"lazy or not", "instar.lazy=lazy-or-eager", ""},
+		{"lazy somehow", "instar.lazy=perhaps", "instar.lazy"},
+		{"trace", "instar.trace=record", ""},
+		{"trace somehow", "instar.trace=1", "not record"},
 		{"patience", "instar.patience=0.5", "not of its form"},
 		{"pause", "instar.pause=-1", "0 to 3600"},
 	} {

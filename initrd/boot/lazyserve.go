@@ -46,6 +46,7 @@ type lazyConfig struct {
 	DNS      []netip.Addr
 	Network  *netkeep.State `json:",omitempty"`
 
+	Record    bool // what the boot reads
 	DiskSize  int64
 	BlockSize int
 	Trim      bool
@@ -68,7 +69,7 @@ func (m *machine) lazyConfig(img *instarImage, t *ticket.Ticket, client *ticket.
 		Image: img.name, Manifest: img.manifest, Index: img.root.Name, IndexSize: img.root.Size, IndexRoot: img.rootObject,
 		Key: img.key, Size: img.stream.Size(), Instance: m.instance.ID,
 		Ticket: t, Holder: client.Holder(), Metadata: m.config.Metadata, AnyPort: m.config.AnyPort, Proxy: m.config.Proxy,
-		CACert: read(CAFile), Signers: read(SignersFile), Patience: m.config.Patience, DNS: m.net.dns, DiskSize: disk.Size, BlockSize: 512,
+		Record: m.config.Trace != "", CACert: read(CAFile), Signers: read(SignersFile), Patience: m.config.Patience, DNS: m.net.dns, DiskSize: disk.Size, BlockSize: 512,
 	}
 	if n, err := sysNumber(disk.Name, "logical_block_size"); err == nil && n > 512 {
 		c.BlockSize = int(n)
@@ -97,6 +98,8 @@ const (
 	storePatience = 30 * time.Minute
 	// bootPatience is how many seconds the image's system may take to be started.
 	bootPatience = 120
+	// recordFor is how long a boot is recorded; the disk is filled after that.
+	recordFor = 3 * time.Minute
 	// completePatience is how long the metadata server is waited for at the end.
 	completePatience = time.Minute
 )
@@ -133,7 +136,13 @@ func serveRoot(ctx context.Context, s *resident.Server) error {
 		return err
 	}
 	disk := lazyroot.FileDisk(s.Disk, c.DiskSize)
-	dev, store, err := c.open(ctx, client, disk, s.Session, say)
+	var trace *recorder
+	if c.Record && !s.Again() {
+		if trace, err = newRecorder(TraceFile, c.Size); err != nil {
+			return err
+		}
+	}
+	dev, store, err := c.open(ctx, client, disk, s.Session, trace, say)
 	if err != nil {
 		return err
 	}
@@ -146,6 +155,9 @@ func serveRoot(ctx context.Context, s *resident.Server) error {
 		Fill: func(ctx context.Context) error {
 			if store != nil {
 				c.prefetch(ctx, dev, store.f, say)
+			}
+			if trace != nil {
+				trace.after(ctx, recordFor, say)
 			}
 			return fill(ctx, dev, say)
 		},
@@ -176,8 +188,11 @@ func (c *lazyConfig) resolve() {
 
 // open opens the device: of a disk that is complete without the image, and then
 // there is no store.
-func (c *lazyConfig) open(ctx context.Context, client *ticket.Client, disk lazyroot.Disk, session *os.File, say func(string, ...any)) (dev *lazyroot.Device, store *packSource, err error) {
+func (c *lazyConfig) open(ctx context.Context, client *ticket.Client, disk lazyroot.Disk, session *os.File, trace *recorder, say func(string, ...any)) (dev *lazyroot.Device, store *packSource, err error) {
 	o := lazyroot.Options{Disk: disk, Identity: c.identity(), Session: session}
+	if trace != nil {
+		o.OnRead = trace.read
+	}
 	record, err := lazyroot.StateOf(disk, disk.Size())
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the disk: %w", err)

@@ -46,6 +46,9 @@ type Server struct {
 	connected bool
 }
 
+// Again tells whether this server goes on for one that was killed.
+func (s *Server) Again() bool { return s.again }
+
 // Export is what is served, and how.
 type Export struct {
 	Size      int64
