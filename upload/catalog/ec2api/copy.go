@@ -30,17 +30,12 @@ func (s *Server) copyImage(ctx context.Context, c *call, in *copyImage) (reply, 
 	if len(in.ClientToken) > 64 {
 		return nil, refuse(catalog.CodeParameterValue, "ClientToken has more than 64 characters")
 	}
-	source := s.o.Catalog
-	if in.SourceRegion != s.o.Region {
-		if s.o.Sources == nil {
-			return nil, invalidRegion(in.SourceRegion)
-		}
-		if source, err = s.o.Sources(ctx, in.SourceRegion); err != nil {
-			return nil, err
-		}
-		if source == nil {
-			return nil, invalidRegion(in.SourceRegion)
-		}
+	source, err := s.source(ctx, in.SourceRegion)
+	if err != nil {
+		return nil, err
+	}
+	if source == nil {
+		return nil, refuse(catalog.CodeParameterValue, "The source region %.100q is none that this catalog knows", in.SourceRegion)
 	}
 	m, err := s.o.Catalog.Copy(ctx, c.as(in.DryRun), catalog.CopyRequest{
 		Name: in.Name, Description: in.Description, SourceID: in.SourceImageID, SourceRegion: in.SourceRegion,
@@ -49,9 +44,6 @@ func (s *Server) copyImage(ctx context.Context, c *call, in *copyImage) (reply, 
 	if err != nil {
 		return nil, err
 	}
+	s.begun()
 	return &imageIDReply{ImageID: m.ID}, nil
-}
-
-func invalidRegion(name string) error {
-	return refuse(catalog.CodeParameterValue, "The source region %.100q is none that this catalog knows", name)
 }

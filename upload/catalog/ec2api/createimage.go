@@ -75,7 +75,7 @@ func (s *Server) settle(ctx context.Context, account string) error {
 			if err != nil {
 				return err
 			}
-			if m.State == catalog.Pending && m.SourceInstance != "" && (account == "" || m.Owner == account) {
+			if m.State == catalog.Pending && m.Kind == catalog.KindNone && m.SourceInstance != "" && (account == "" || m.Owner == account) {
 				pending = append(pending, m)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/instar-image/instar/upload"
@@ -75,6 +76,10 @@ type Record struct {
 type Server struct {
 	o       Options
 	actions map[string]action
+
+	id   string        // of this server, among those that serve the catalog
+	wake chan struct{} // there is something to do
+	busy sync.Map      // ids of images being copied here
 }
 
 // New makes a handler. It asks the store nothing.
@@ -88,7 +93,7 @@ func New(o Options) (*Server, error) {
 	if len(o.Zones) == 0 {
 		o.Zones = []string{o.Region + "a"}
 	}
-	return &Server{o: o, actions: actions()}, nil
+	return &Server{o: o, actions: actions(), id: newRequestID(), wake: make(chan struct{}, 1)}, nil
 }
 
 // Actions are the names of the actions there are.

@@ -62,7 +62,7 @@ type Limits struct {
 	Idle        time.Duration // between requests, default 60 s
 	HeaderBytes int           // default 32,768: tokens are long
 	Grace       time.Duration // to finish what is under way at the end, default 10 s
-	Settle      time.Duration // between looks at what agents made, default 15 s
+	Settle      time.Duration // between looks at what there is to do, default 15 s
 }
 
 func (l *Limits) complete() {
@@ -157,7 +157,10 @@ func Run(ctx context.Context, o Options) error {
 		servers = append(servers, s)
 		serve(s, ln)
 	}
-	group.Go(func() error { settle(gctx, &o, api); return nil })
+	group.Go(func() error {
+		api.Work(gctx, o.Limits.Settle, func(err error) { o.Log.Error().Err(err).Msg("it is tried again") })
+		return nil
+	})
 	group.Go(func() error { return watchdog(gctx, &o) })
 	group.Go(func() error {
 		<-gctx.Done()
@@ -237,22 +240,6 @@ func admin(o *Options, m *metrics) http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	return mux
-}
-
-// settle looks now and then at what agents have made.
-func settle(ctx context.Context, o *Options, api *ec2api.Server) {
-	tick := time.NewTicker(o.Limits.Settle)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if err := api.Settle(ctx); err != nil && ctx.Err() == nil {
-				o.Log.Error().Err(err).Msg("what agents made was not taken up: it is tried again")
-			}
-		}
-	}
 }
 
 // notify tells systemd, where there is one.
