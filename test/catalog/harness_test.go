@@ -1,0 +1,225 @@
+// Package catalog proves the catalog's server with the clients people have: the
+// AWS command line and boto3 of Debian, recorded requests of the AWS SDK for
+// Go, Packer's sequence, and Chromium. The program serves catalogs that lie in a
+// real MinIO.
+package catalog
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/instar-image/instar/test/instar"
+	"github.com/instar-image/instar/test/loopfs"
+	"github.com/instar-image/instar/test/servers"
+)
+
+const (
+	alice = "111122223333" // instar.Account: whose bundles the tests make
+	bob   = "222233334444"
+
+	region = "eu-home-1"
+	other  = "us-home-1"
+)
+
+// accounts are those of both regions' servers.
+const accounts = `
+accounts:
+  - id: "111122223333"
+    instances: ["i-a*"]
+    buckets: ["cat-*"]
+    images: ["*"]
+    keys:
+      - {access-key-id: AKALICE, secret-access-key: alice-secret-key}
+      - {access-key-id: AKREADER, secret-access-key: reader-secret-key, read-only: true}
+  - id: "222233334444"
+    instances: ["i-b*"]
+    keys: [{access-key-id: AKBOB, secret-access-key: bob-secret-key}]
+`
+
+// world is two regions: a MinIO with a catalog each, and a server over each.
+type world struct {
+	*instar.Instar
+	minio   *servers.Server
+	dir     string
+	bucket  string // of this region
+	bucket2 string // of the other
+	url     string // of this region's server
+	url2    string
+}
+
+func newWorld(t *testing.T, args ...string) *world {
+	t.Helper()
+	w := &world{minio: servers.MinIO(t), dir: t.TempDir()}
+	w.Instar = instar.New(t, w.minio.Env()...)
+	suffix := fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano()%1e9)
+	w.bucket, w.bucket2 = "cat-here-"+suffix, "cat-there-"+suffix
+	s3 := w.With("AWS_ACCESS_KEY_ID="+w.minio.AccessKey, "AWS_SECRET_ACCESS_KEY="+w.minio.SecretKey)
+	w.Instar = s3
+	for _, b := range []string{w.bucket, w.bucket2} {
+		w.mb(t, b)
+	}
+	key := w.path("key")
+	loopfs.Run(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+	pub, err := os.ReadFile(key + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write(t, "signers", `* namespaces="instar-catalog,instar-task,instar-image,instar-head,instar-domain" `+string(pub))
+	w.write(t, "accounts.yaml", accounts)
+	w.Want(t, instar.OK, w.on("catalog", "create", w.bucket, region)...)
+	w.Want(t, instar.OK, w.on("catalog", "create", w.bucket2, other)...)
+	w.url = w.serve(t, w.bucket, append([]string{"--other-region", other + "=" + w.store(w.bucket2) + "@127.0.0.1"}, args...)...)
+	w.url2 = w.serve(t, w.bucket2, "--other-region", region+"="+w.store(w.bucket)+"@127.0.0.1")
+	return w
+}
+
+func (w *world) mb(t *testing.T, bucket string) {
+	t.Helper()
+	loopfs.Run(t, "curl", "-sS", "--fail", "--noproxy", "*", "--user", w.minio.AccessKey+":"+w.minio.SecretKey,
+		"--aws-sigv4", "aws:amz:"+w.minio.Region+":s3", "-X", "PUT", w.minio.Endpoint+"/"+bucket)
+}
+
+func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
+
+func (w *world) store(bucket string) string { return "s3://" + bucket + "/fleet" }
+
+func (w *world) write(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(w.path(name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// on is the command line of "catalog VERB" with a bucket's catalog.
+func (w *world) on(group, verb, bucket string, args ...string) []string {
+	return append([]string{group, verb, "--store", w.store(bucket), "--sign", w.path("key"), "--signers", w.path("signers")}, args...)
+}
+
+// serve starts a server and returns its URL. It ends in an orderly way.
+func (w *world) serve(t *testing.T, bucket string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	all := append(w.on("catalog", "serve", bucket, "--accounts", w.path("accounts.yaml"), "--listen", "127.0.0.1:0", "--access-log", w.path("access-"+bucket)), args...)
+	cmd := w.Command(ctx, all...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = time.Minute
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	address := make(chan string, 1)
+	var log strings.Builder
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		lines := bufio.NewReader(stderr)
+		for {
+			line, err := lines.ReadString('\n')
+			log.WriteString(line)
+			var l struct{ Message, Address string }
+			if json.Unmarshal([]byte(line), &l) == nil && l.Message == "serving the catalog" {
+				address <- l.Address
+			}
+			if err != nil {
+				close(address)
+				return
+			}
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		err := cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != instar.OK && code != instar.Interrupt {
+			t.Errorf("the server ended: %v\n%s", err, log.String())
+		}
+		if t.Failed() {
+			t.Logf("the server's log:\n%s", log.String())
+		}
+	})
+	select {
+	case a, ok := <-address:
+		if !ok {
+			t.Fatalf("the server did not begin:\n%s", log.String())
+		}
+		return "http://" + a
+	case <-time.After(time.Minute):
+		t.Fatal("the server does not begin")
+		return ""
+	}
+}
+
+// clean is the environment of a client.
+func (w *world) clean(more ...string) []string {
+	return append([]string{
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + w.dir, "LC_ALL=C.UTF-8", "AWS_EC2_METADATA_DISABLED=true", "AWS_PAGER=",
+		"AWS_ACCESS_KEY_ID=AKALICE", "AWS_SECRET_ACCESS_KEY=alice-secret-key", "AWS_DEFAULT_REGION=" + region, "AWS_REGION=" + region, "NO_PROXY=*",
+		"INSTAR_URL=" + w.url, "INSTAR_URL2=" + w.url2,
+	}, more...)
+}
+
+// run runs a client and returns its output; it must end well.
+func (w *world) run(t *testing.T, env []string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env, cmd.Dir = env, w.dir
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s: %v\n%s%s", strings.Join(args, " "), err, tail(out.String()), tail(errs.String()))
+	}
+	return out.String()
+}
+
+func tail(s string) string { return s[max(0, len(s)-6000):] }
+
+// bundle makes an EC2 bundle of a small image in this region's bucket, and
+// returns the location of its manifest.
+func (w *world) bundle(t *testing.T, name string) string {
+	t.Helper()
+	img := w.path(name + ".img")
+	f, err := os.Create(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(f, strings.Repeat("an image ", 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.Want(t, instar.OK, append([]string{"bundle-and-upload-image", "-i", img, "-p", name, "-b", w.bucket + "/bundles", "--batch"}, w.Bundling()...)...)
+	return w.bucket + "/bundles/" + name + ".manifest.xml"
+}
+
+// drive is the path of the program that drives boto3.
+func drive(t *testing.T) string {
+	t.Helper()
+	p, err := filepath.Abs("testdata/drive.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
