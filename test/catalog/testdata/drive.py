@@ -1,19 +1,28 @@
-"""Drives every action of the catalog's EC2 API with boto3, every parameter of the
-service's model once, and holds every answer to the model: what is in it must be
-named there. The last line of output is a report in JSON."""
+"""Drives every action of the catalog's EC2 API, every parameter of the service's
+model once, and holds every answer to the model: what is in it must be named
+there. The client is boto3's botocore or, with INSTAR_CLIENT=cli, the AWS command
+line, command after command in this one process. The last line of output is a
+report in JSON."""
 
 import base64
 import collections
+import contextlib
 import copy
 import datetime
+import io
 import json
 import os
 import sys
 import time
 import xml.etree.ElementTree as ET
 
+CLI = os.environ.get("INSTAR_CLIENT") == "cli"
+if CLI:
+    import awscli.clidriver  # first: it brings a botocore of its own
+
 import botocore.httpsession
 import botocore.session
+from botocore import xform_name
 from botocore.config import Config
 from botocore.exceptions import ClientError, WaiterError
 
@@ -44,7 +53,8 @@ def recording(self, request):
 botocore.httpsession.URLLib3Session.send = recording
 
 # What the model of Debian's botocore is too old for: as the current one has it.
-session = botocore.session.get_session()
+driver = awscli.clidriver.create_clidriver() if CLI else None
+session = driver.session if CLI else botocore.session.get_session()
 loader = session.get_component("data_loader")
 model = loader.load_service_model("ec2", "service-2")
 shapes, operations = model["shapes"], model["operations"]
@@ -95,7 +105,43 @@ if "output" not in operations["DeleteKeyPair"]:
 service = session.get_service_model("ec2")
 
 
+class Command:
+    """Command is a client whose calls are command lines of aws."""
+
+    def __init__(self, key, secret, url, region, name):
+        self.key = key, secret
+        self.place = ["--endpoint-url", url, "--region", region, "--output", "json"]
+        self.name = name
+
+    def aws(self, *args):
+        """aws runs a command line and gives what it printed, or raises what it said."""
+        session.set_credentials(*self.key)
+        out, err = io.StringIO(), io.StringIO()
+        out.buffer = io.BytesIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            rc = driver.main(list(args) + self.place)
+        said = err.getvalue()
+        if "An error occurred (" in said:
+            code, _, message = said.split("An error occurred (", 1)[1].partition(")")
+            raise ClientError({"Error": {"Code": code, "Message": message}}, args[1])
+        if rc:
+            raise WaiterError(args[1], said, {}) if args[1] == "wait" else RuntimeError(said)
+        return out.getvalue() + out.buffer.getvalue().decode()
+
+    def __getattr__(self, name):
+        def run(**params):
+            def plain(v):
+                if isinstance(v, bytes):
+                    return base64.b64encode(v).decode()
+                return v.isoformat() + "Z" if isinstance(v, datetime.datetime) else str(v)
+            text = self.aws(self.name, name.replace("_", "-"), "--cli-input-json", json.dumps(params, default=plain))
+            return json.loads(text) if text.strip() else {}
+        return run
+
+
 def client(key="AKALICE", secret="alice-secret-key", url=URL, region=REGION, name="ec2"):
+    if CLI:
+        return Command(key, secret, url, region, name)
     return session.create_client(
         name, region_name=region, endpoint_url=url, aws_access_key_id=key, aws_secret_access_key=secret,
         config=Config(retries={"max_attempts": 0}, parameter_validation=False, connect_timeout=60, read_timeout=120))
@@ -103,11 +149,6 @@ def client(key="AKALICE", secret="alice-secret-key", url=URL, region=REGION, nam
 
 ec2, reader, bob = client(), client("AKREADER", "reader-secret-key"), client("AKBOB", "bob-secret-key")
 there = client(url=URL2, region=OTHER)
-
-
-def method(action):
-    from botocore import xform_name
-    return xform_name(action)
 
 
 def local(tag):
@@ -140,7 +181,7 @@ def call(action, params, code=None, by=None):
     by = by or ec2
     calls[action] += 1
     try:
-        answer = getattr(by, method(action))(**params)
+        answer = getattr(by, xform_name(action))(**params)
     except ClientError as e:
         got = e.response["Error"]["Code"]
         if got != code:
@@ -316,7 +357,7 @@ table = {
         "InstanceId": "i-abc", "Storage.S3.Bucket": {"S3": {"Bucket": BUCKET + "/folder", "Prefix": "p"}}, "Storage.S3.Prefix": {"S3": {"Bucket": BUCKET, "Prefix": "q"}},
         "Storage.S3.AWSAccessKeyId": {"S3": {"Bucket": BUCKET, "Prefix": "p", "AWSAccessKeyId": "AKALICE"}},
         "Storage.S3.UploadPolicy": {"S3": {"Bucket": BUCKET, "Prefix": "p", "AWSAccessKeyId": "AKALICE", "UploadPolicy": base64.b64decode(policy), "UploadPolicySignature": "x"}},
-        "Storage.S3.UploadPolicySignature": ({"S3": {"Bucket": BUCKET, "Prefix": "p", "AWSAccessKeyId": "AKALICE", "UploadPolicySignature": "x"}}, "InvalidParameterCombination")}),
+        "Storage.S3.UploadPolicySignature": ({"S3": {"Bucket": BUCKET, "Prefix": "p", "AWSAccessKeyId": "AKALICE", "UploadPolicySignature": "x"}}, None if CLI else "InvalidParameterCombination")}),
     "DescribeBundleTasks": (lambda: {}, dict({"BundleIds[]": lambda: [bundling()]}, **named("state"))),
     "CancelBundleTask": (lambda: {"BundleId": bundling()}, {"BundleId": lambda: bundling()}),
 }
@@ -421,7 +462,9 @@ while True:
 everything = [i["ImageId"] for i in call("DescribeImages", {"Owners": ["self"]})["Images"]]
 if seen != everything or len(everything) < 20:
     fault("%d images on pages, %d at once" % (len(seen), len(everything)))
-paged = [t["ResourceId"] for p in ec2.get_paginator("describe_tags").paginate(PaginationConfig={"PageSize": 5}) for t in p["Tags"]]
+paged = [] if CLI else [t["ResourceId"] for p in ec2.get_paginator("describe_tags").paginate(PaginationConfig={"PageSize": 5}) for t in p["Tags"]]
+if CLI:
+    paged = [t["ResourceId"] for t in json.loads(ec2.aws("ec2", "describe-tags", "--page-size", "5"))["Tags"]]
 if sorted(paged) != sorted(t["ResourceId"] for t in call("DescribeTags", {})["Tags"]):
     fault("%d tags on pages" % len(paged))
 
@@ -430,7 +473,11 @@ if sorted(paged) != sorted(t["ResourceId"] for t in call("DescribeTags", {})["Ta
 def wait(by, name, ok=True, **params):
     calls["wait " + name] += 1
     try:
-        by.get_waiter(name).wait(WaiterConfig={"Delay": 1, "MaxAttempts": 120}, **params)
+        if CLI:
+            (option, values), = params.items()
+            by.aws("ec2", "wait", name.replace("_", "-"), "--" + xform_name(option, "-"), *values)
+        else:
+            by.get_waiter(name).wait(WaiterConfig={"Delay": 1, "MaxAttempts": 120}, **params)
         done = True
     except WaiterError as e:
         done = False

@@ -100,7 +100,7 @@ func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance
 	case !c.account.uses(bucket):
 		return nil, refuse(catalog.CodeAuthFailure, "Not authorized for images: the account may not have bundles put into the bucket %.100q", bucket)
 	}
-	if err := s.checkPolicy(c, to.AWSAccessKeyID, to.UploadPolicy, to.UploadPolicySignature, bucket, prefix); err != nil {
+	if err := s.checkPolicy(c, to.AWSAccessKeyID, to.UploadPolicy, to.UploadPolicySignature, [2]string{bucket, to.Bucket}, [2]string{prefix, to.Prefix}); err != nil {
 		return nil, err
 	}
 	all, err := s.o.Tasks.List(ctx, in.InstanceID)
@@ -128,16 +128,17 @@ func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance
 // bundles. The agent here stores with credentials of its own, so the policy
 // gives it nothing; what it forbids is held to, so that nothing is stored that
 // its maker did not mean. Its signature is made with SHA-1 and is not checked:
-// the request's own signature says who asks.
-func (s *Server) checkPolicy(c *call, key string, policy []byte, signature, bucket, prefix string) error {
-	if len(policy) == 0 && signature == "" {
-		return nil
-	}
-	if owner, ok := c.accounts.keys[key]; key == "" || !ok || owner.account != c.account {
+// the request's own signature says who asks. bucket and prefix are as they are
+// used and as the request has them, with a folder behind the bucket.
+func (s *Server) checkPolicy(c *call, key string, policy []byte, signature string, bucket, prefix [2]string) error {
+	if owner, ok := c.accounts.keys[key]; key != "" && (!ok || owner.account != c.account) {
 		return refuse(catalog.CodeAuthFailure, "The upload policy's access key is none of the account's")
 	}
-	if len(policy) == 0 || signature == "" {
-		return refuse(catalog.CodeCombination, "UploadPolicy and UploadPolicySignature go together")
+	if len(policy) == 0 {
+		if signature != "" {
+			return refuse(catalog.CodeCombination, "UploadPolicySignature is for an UploadPolicy")
+		}
+		return nil
 	}
 	var p struct {
 		Expiration time.Time         `json:"expiration"`
@@ -155,12 +156,12 @@ func (s *Server) checkPolicy(c *call, key string, policy []byte, signature, buck
 		switch {
 		case json.Unmarshal(raw, &equal) == nil:
 			for name, is := range equal {
-				if strings.TrimPrefix(name, "$") == "bucket" && is != bucket {
+				if strings.TrimPrefix(name, "$") == "bucket" && !slices.Contains(bucket[:], is) {
 					return refuse(catalog.CodeAuthFailure, "The upload policy is for the bucket %.100q", is)
 				}
 			}
 		case json.Unmarshal(raw, &words) == nil && len(words) == 3:
-			if words[1] == "$key" && words[0] == "starts-with" && !strings.HasPrefix(prefix, words[2]) {
+			if words[1] == "$key" && words[0] == "starts-with" && !strings.HasPrefix(prefix[0], words[2]) && !strings.HasPrefix(prefix[1], words[2]) {
 				return refuse(catalog.CodeAuthFailure, "The upload policy is for keys that begin with %.100q", words[2])
 			}
 		}
