@@ -179,7 +179,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // parseRange reads the one form of ranges that the initrd uses.
 func parseRange(s string) (off, n int64, err error) {
 	var last int64
-	if k, err := fmt.Sscanf(s, "bytes=%d-%d", &off, &last); k != 2 || err != nil || off < 0 || last < off {
+	if k, err := fmt.Sscanf(s, "bytes=%d-%d", &off, &last); k != 2 || err != nil || off < 0 || last < off || last > 1<<50 {
 		return 0, 0, fmt.Errorf("range %q is not bytes=FIRST-LAST", s)
 	}
 	return off, last - off + 1, nil

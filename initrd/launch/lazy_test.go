@@ -20,9 +20,10 @@ import (
 func image(t testing.TB) (args, env []string) {
 	t.Helper()
 	minio := servers.MinIO(t)
-	env = append(minio.Env(), "INSTAR_ETC="+t.TempDir(), "INSTAR_STATE="+t.TempDir())
-	args = []string{"--store", minio.Bucket(t) + "/fleet"}
-	if out, errs, status := run(t, env, append([]string{"create-image", "-v", debian(t, "plain"), "--all", "-s", "512", "-n", "web", "-r", "x86_64"}, args...)...); status != 0 && status != 24 {
+	etc := t.TempDir()
+	env = append(minio.Env(), "INSTAR_ETC="+etc, "INSTAR_STATE="+t.TempDir())
+	args = []string{"--store", minio.Bucket(t) + "/fleet", "--identity", etc + "/identity.age", "--signers", etc + "/allowed_signers"}
+	if out, errs, status := run(t, env, append([]string{"create-image", "-v", debian(t, "plain"), "--all", "-s", "512", "-n", "web", "-r", "x86_64"}, args[:2]...)...); status != 0 && status != 24 {
 		t.Fatalf("create-image: exit status %d\n%s%s", status, out, errs)
 	}
 	return args, env
