@@ -19,6 +19,9 @@ type Launch struct {
 	Endpoint string `yaml:"endpoint"`
 	Region   string `yaml:"region"`
 	CACert   string `yaml:"ca-cert"`
+	// Cache is a cache of packs and index objects beside the instance's host,
+	// http://HOST:PORT as the instance reaches it; asked before the store.
+	Cache string `yaml:"cache"`
 	// Manifest is the manifest's name below Store. ManifestSHA256 pins its
 	// bytes, 64 hexadecimal digits; required for the instar format.
 	Manifest       string `yaml:"manifest"`

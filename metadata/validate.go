@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/instar-image/instar/upload/cache/cacheclient"
 )
 
 // MaxUserData is the most user data an instance can have, in bytes, as on EC2.
@@ -416,6 +418,12 @@ func (l *Launch) check(c *checker) {
 	}
 	if l.Mode == "lazy" && l.Format == "ec2" {
 		c.bad("launch.mode", "an EC2 bundle is one stream, of which no part can be read alone: eager or lazy-or-eager")
+	}
+	if l.Cache != "" && (!strings.HasPrefix(l.Cache, "http://") || cacheclient.CheckPlace(l.Cache) != nil) {
+		c.bad("launch.cache", "%q is not http://HOST:PORT of a cache, as the instance reaches it", l.Cache)
+	}
+	if l.Cache != "" && l.Format == "ec2" {
+		c.bad("launch.cache", "caches have pieces of Instar images; an EC2 bundle has none")
 	}
 	if l.Manifest == "" {
 		c.bad("launch.manifest", "missing: the manifest's name below the store")

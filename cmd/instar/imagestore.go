@@ -56,11 +56,13 @@ func (o *imageStore) addService(a *app, cmd *cobra.Command, test string) {
 }
 
 // addCache adds the options of commands that read much of an image.
-func (o *imageStore) addCache(cmd *cobra.Command) {
+func (o *imageStore) addCache(cmd *cobra.Command) { addCacheFlags(cmd, &o.cache, &o.cacheSize) }
+
+func addCacheFlags(cmd *cobra.Command, place *string, size *int64) {
 	f := flagsOf(cmd)
-	f.text(&o.cache, "cache", "", "read by way of a `CACHE`: http://HOST:PORT or unix:/PATH of \"cache serve\", or a directory of your own, /DIR or ./DIR", ofUs, "cache")
+	f.text(place, "cache", "", "read by way of a `CACHE`: http://HOST:PORT or unix:/PATH of \"cache serve\", or a directory of your own, /DIR or ./DIR", ofUs, "cache")
 	completeFiles(cmd, "cache")
-	f.size(&o.cacheSize, "cache-size", "", "of a directory: keep at most `BYTES`, with k, m or g; default 20g", ofUs, "cache")
+	f.size(size, "cache-size", "", "of a directory: keep at most `BYTES`, with k, m or g; default 20g", ofUs, "cache")
 }
 
 // openImages opens the store. With create, a directory or bucket that does not

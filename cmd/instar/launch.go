@@ -28,7 +28,11 @@ type launchOptions struct {
 	bundle, directory            string // what BUNDLE names; directory: it is a file, beside its parts
 	image, store, signers        string // an Instar image instead
 	identities                   []string
-	lazy                         bool
+	cache                        string
+	cacheSize                    int64
+	lazy, recordTrace            bool
+	recordFor                    int
+	sign                         string
 	disk, kernel, modules, init  string
 	sshKeys                      []string
 	userData, hostname, id, user string
@@ -40,7 +44,7 @@ type launchOptions struct {
 
 func newLaunch(a *app) *cobra.Command {
 	var o launchOptions
-	const test, testLazy = "TestLaunch", "TestLaunchLazy"
+	const test, testLazy, testRecord = "TestLaunch", "TestLaunchLazy", "TestRecordTrace"
 	cmd := a.command("launch", "boot a bundle or an image in a virtual machine here, with your SSH key in it", `
 Opens a bundle (signature first, every part before it is decrypted) or an Instar
 image, or takes the disk image of --disk, and boots it in QEMU with a metadata server of its own: with your SSH keys, hostname and user
@@ -56,12 +60,19 @@ has the store's credentials. --disk names the disk, which
 is filled further, or is complete, the next time, if --keep is given.
 docs/lazyroot.md tells more.
 
+--record-trace notes what of an Instar image's disk the machine reads while it
+boots, until --record-for seconds after its sshd answers or until it powers off;
+signs that as the image's boot trace, with this machine's key or --sign, and ends
+the machine. Later lazy boots fetch it ahead, and "create-image --boot-trace"
+lays it out together. Log in meanwhile, and what that reads is in it, too.
+
 The kernel is the newest in the image's /boot, which debugfs (e2fsprogs) reads;
 for an image that is partitioned, not ext4, or without a kernel,
 --kernel-file and --modules name one.`, `
   instar launch images/web-1/web-1.manifest.xml -k key.pem --ssh-key ~/.ssh/id_ed25519.pub
   instar launch -b images/web-1 -m web-1.manifest.xml -k key.pem --ssh-key ~/.ssh/id_ed25519.pub
   instar launch web-1 --store s3://images/fleet --lazy --ssh-key ~/.ssh/id_ed25519.pub
+  instar launch web-1 --store s3://images/fleet --record-trace --ssh-key ~/.ssh/id_ed25519.pub
   instar launch --disk root.img --ssh-key key.pub --user-data setup.sh --memory 2048`,
 		func(ctx context.Context) error { return runLaunch(ctx, a, &o) })
 	cmd.Use = "launch [BUNDLE | IMAGE]"
@@ -75,6 +86,10 @@ for an image that is partitioned, not ext4, or without a kernel,
 	f.text(&o.store, "store", "", "where the Instar image is: `STORE` is s3://BUCKET/PREFIX, BUCKET/PREFIX or a directory, /DIR or ./DIR", ofUs, testLazy)
 	completeFiles(cmd, "store")
 	f.yes(&o.lazy, "lazy", "", "start the Instar image at once: the machine fetches it while it runs", ofUs, testLazy)
+	f.yes(&o.recordTrace, "record-trace", "", "note what the machine reads of the Instar image while it boots, and store that as its boot trace", ofUs, testRecord)
+	f.number(&o.recordFor, "record-for", "", "with --record-trace: go on for `SECONDS` once the machine's sshd answers; default 20", ofUs, testRecord)
+	f.text(&o.sign, "sign", "", "with --record-trace: sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, testRecord)
+	addCacheFlags(cmd, &o.cache, &o.cacheSize)
 	f.list(&o.identities, "identity", "", "open Instar images with the age identity or SSH private key in `FILE` in place of the machine's own; may be repeated", ofUs, testLazy)
 	completeFiles(cmd, "identity")
 	f.text(&o.signers, "signers", "", "of Instar images: believe whom the allowed_signers `FILE` lists", ofUs, testLazy)
@@ -223,6 +238,9 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	if o.image == "" && (o.lazy || o.store != "") {
 		return usagef("--lazy and --store are for an Instar image, which is to be named")
 	}
+	if err := o.checkRecord(); err != nil {
+		return err
+	}
 	if o.memory < 0 || o.cpus < 0 || o.port < 0 || o.port > 65535 {
 		return usagef("--memory, --cpus and --port are positive numbers, a port at most 65535")
 	}
@@ -263,8 +281,11 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 			return err
 		}
 	}
+	var rec *recording
 	switch {
 	case disk != "":
+	case o.recordTrace:
+		rec, err = o.record(ctx, a, l, dir)
 	case o.lazy:
 		disk = filepath.Join(dir, "disk")
 		err = emptyDisk(disk, l.room())
@@ -277,6 +298,9 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	}
 	if err != nil {
 		return err
+	}
+	if rec != nil {
+		defer rec.close()
 	}
 	if o.disk == "" {
 		// It was made for this.
@@ -300,7 +324,7 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 		a.ui.Say("the image's kernel is %s", release)
 	}
 	login := o.user
-	if login == "" && o.lazy {
+	if login == "" && (o.lazy || rec != nil) {
 		login = "root" // the image is not here
 	}
 	if login == "" {
@@ -320,11 +344,16 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	if o.console {
 		console = a.stderr
 	}
-	err = launch.Run(ctx, launch.Options{
+	lo := launch.Options{
 		Kernel: kernel, Initrd: ramdisk, Disk: disk, Keep: o.keep || disk != o.disk, Image: lazily, Instance: in, User: o.user,
 		Arch: o.arch, Memory: o.memory, CPUs: o.cpus, Accel: o.accel, SSHPort: o.port, Append: o.append, Console: console,
 		Ready: func(m launch.Machine) { o.ready(a, m, login) },
-	})
+	}
+	if rec != nil {
+		err = rec.run(ctx, lo)
+	} else {
+		err = launch.Run(ctx, lo)
+	}
 	if failed := shown.failed; failed != "" && err == nil {
 		return fmt.Errorf("the machine did not boot: %s", failed)
 	}

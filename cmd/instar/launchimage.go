@@ -24,7 +24,7 @@ type launchedImage struct {
 // images is where launch's image is: its options name all but the store as
 // those of bundles do.
 func (o *launchOptions) images() *imageStore {
-	s := &imageStore{storage: o.download.storage, identities: o.identities, signers: o.signers}
+	s := &imageStore{storage: o.download.storage, identities: o.identities, signers: o.signers, cache: o.cache, cacheSize: o.cacheSize}
 	s.bucket = o.store
 	return s
 }

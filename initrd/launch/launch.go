@@ -32,6 +32,9 @@ type Options struct {
 	Kernel, Initrd string // files
 	Disk           string // raw image; the root is found in it
 	Keep           bool   // write changes to Disk; else they are gone at the end
+	// NBD, if it is not "", is the unix socket of a server of the disk in Disk's
+	// place; changes are gone at the end.
+	NBD string
 	// Image is what Disk, which is empty, is filled with by the machine itself;
 	// nil: the root is found on Disk.
 	Image *Image
@@ -203,6 +206,9 @@ func (o *Options) complete() error {
 		return err
 	}
 	for _, f := range []struct{ what, name string }{{"kernel", o.Kernel}, {"initrd", o.Initrd}, {"disk image", o.Disk}} {
+		if o.NBD != "" && f.name == "" {
+			continue
+		}
 		if _, err := os.Stat(f.name); err != nil {
 			return fmt.Errorf("launching: %s: %w", f.what, err)
 		}
@@ -273,6 +279,10 @@ func (o *Options) arguments(base string) []string {
 	if o.Append != "" {
 		params = append(params, o.Append)
 	}
+	disk := o.Disk
+	if o.NBD != "" {
+		disk = "nbd:unix:" + o.NBD
+	}
 	snapshot := "on"
 	if o.Keep {
 		snapshot = "off"
@@ -281,7 +291,7 @@ func (o *Options) arguments(base string) []string {
 		"-machine", machine, "-accel", o.Accel, "-cpu", cpu, "-smp", strconv.Itoa(o.CPUs), "-m", strconv.Itoa(o.Memory),
 		"-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio",
 		"-kernel", o.Kernel, "-initrd", o.Initrd, "-append", strings.Join(params, " "),
-		"-drive", "if=none,id=disk,format=raw,discard=unmap,snapshot=" + snapshot + ",file=" + strings.ReplaceAll(o.Disk, ",", ",,"),
+		"-drive", "if=none,id=disk,format=raw,discard=unmap,snapshot=" + snapshot + ",file=" + strings.ReplaceAll(disk, ",", ",,"),
 		"-device", "virtio-blk-pci,drive=disk",
 		"-netdev", fmt.Sprintf("user,id=net,hostfwd=tcp:127.0.0.1:%d-:22", o.SSHPort),
 		"-device", "virtio-net-pci,netdev=net,romfile=",

@@ -230,7 +230,7 @@ func digest(s string) string {
 func (l *Launcher) make(ctx context.Context, in *metadata.Instance) (*ticket.Ticket, error) {
 	r := in.Launch
 	t := &ticket.Ticket{
-		Version: ticket.Version, InstanceID: in.ID, Format: r.Format, Mode: ticket.Mode(r.Mode), Store: r.Store, Endpoint: r.Endpoint, Region: r.Region,
+		Version: ticket.Version, InstanceID: in.ID, Format: r.Format, Mode: ticket.Mode(r.Mode), Cache: r.Cache, Store: r.Store, Endpoint: r.Endpoint, Region: r.Region,
 		CACert: r.CACert, Manifest: r.Manifest, ManifestSHA256: r.ManifestSHA256,
 	}
 	now := time.Now()

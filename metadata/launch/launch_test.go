@@ -540,14 +540,14 @@ func (failing) Update(context.Context, string, func(*metadata.Live) error) error
 func TestInstarFormat(t *testing.T) {
 	w := newWorld(t)
 	sum := strings.Repeat("ab", 32)
-	w.instance.Launch = &metadata.Launch{Format: "instar", Store: "file://" + w.store, Manifest: "images/" + sum, Mode: "lazy", ManifestSHA256: sum, Signers: "me ssh-ed25519 AAAA", IndexKey: "AGE-SECRET-KEY-1X"}
+	w.instance.Launch = &metadata.Launch{Format: "instar", Store: "file://" + w.store, Manifest: "images/" + sum, Mode: "lazy", Cache: "http://10.0.2.2:9255", ManifestSHA256: sum, Signers: "me ssh-ed25519 AAAA", IndexKey: "AGE-SECRET-KEY-1X"}
 	w.presign = false
 	w.serve(t, metadata.Options{})
 	got, err := w.client(t, ticket.Options{}).Claim(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Format != "instar" || got.Mode != ticket.Lazy || got.ManifestSHA256 != sum || got.Signers != "me ssh-ed25519 AAAA" || got.IndexKey != "AGE-SECRET-KEY-1X" || got.Key != "" || got.Objects != nil {
+	if got.Format != "instar" || got.Mode != ticket.Lazy || got.Cache != "http://10.0.2.2:9255" || got.ManifestSHA256 != sum || got.Signers != "me ssh-ed25519 AAAA" || got.IndexKey != "AGE-SECRET-KEY-1X" || got.Key != "" || got.Objects != nil {
 		t.Errorf("the ticket is %+v", *got)
 	}
 }
