@@ -130,16 +130,23 @@ func versus(what string, costs map[string]cost, ours, peer string, target float6
 	return row{what, o.String(), p.String(), o.wall / p.wall, target, "x"}
 }
 
-// contest runs all tools in turn, as often as is asked for, and returns the
-// medians and what each has stored in the end.
-func (b *bencher) contest(tools []tool, before func(tool) string, run func(tool) (cost, error)) (map[string]cost, map[string]int64, error) {
+// even makes things alike for whoever runs next: what was written before is on
+// the disk, and as much memory as any of them fills with files has been used,
+// which a virtual machine pays for once.
+const even = `
+head -c 1200M /dev/zero >$W/even; rm $W/even; sync`
+
+// contest runs all tools in turn, as often as is asked for, each time beginning
+// with another, and returns the medians and what each has stored in the end.
+func (b *bencher) contest(tools []tool, before func(tool) string, measure func(tool) (cost, error)) (map[string]cost, map[string]int64, error) {
 	all, sizes := map[string][]cost{}, map[string]int64{}
-	for range b.runs {
-		for _, t := range tools {
-			if _, err := b.bash(toolEnv + before(t)); err != nil {
+	for run := range b.runs {
+		for i := range tools {
+			t := tools[(i+run)%len(tools)]
+			if _, err := b.bash(toolEnv + before(t) + even); err != nil {
 				return nil, nil, err
 			}
-			c, err := run(t)
+			c, err := measure(t)
 			if err != nil {
 				return nil, nil, err
 			}
