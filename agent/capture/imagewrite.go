@@ -181,6 +181,10 @@ func (c *creation) disk(ctx context.Context, w *chunked.Writer) error {
 	}
 	head, tail := v.Disk.Tables()
 	file := filetree.None
+	var same *sameContent
+	if c.traced == nil { // what a boot reads first is cut anew
+		same = c.sameContent(ctx, s)
+	}
 	err = v.Plan.Emit(ctx, v.Root.Source(), ext4.EmitOptions{
 		Skip: func(id filetree.ID) bool { return c.skip[id] },
 		Report: func(ch ext4.Change) {
@@ -189,22 +193,24 @@ func (c *creation) disk(ctx context.Context, w *chunked.Writer) error {
 		},
 	}, func(p ext4.Piece) error {
 		if p.Kind == ext4.KindData {
-			if p.ID != file && c.firstOnly[p.ID] {
+			n := min(p.Len, v.Root.Tree.Size(p.ID)-p.Off)
+			c.res.BytesRead += n
+			c.r.Add(n)
+			if c.firstOnly[p.ID] {
+				defer p.Release()
 				file = p.ID
+				cut.FirstOf(start+p.Pos, p.Data)
+				return ctx.Err()
+			}
+			if ok, err := same.take(ctx, p, start+p.Pos); ok || err != nil {
+				p.Release()
+				return err
 			}
 			if p.ID != file {
 				file = p.ID
 				if err := cut.File(v.Root.Tree.Path(file), v.Root.Tree.Size(file)); err != nil {
 					return err
 				}
-			}
-			n := min(p.Len, v.Root.Tree.Size(file)-p.Off)
-			c.res.BytesRead += n
-			c.r.Add(n)
-			if c.firstOnly[file] {
-				defer p.Release()
-				cut.FirstOf(start+p.Pos, p.Data)
-				return ctx.Err()
 			}
 			return cut.Data(p.Off, start+p.Pos, p.Data, p.Release)
 		}

@@ -53,7 +53,9 @@ func (p *Plan) Recognise(parent *Layout) *Matches {
 			return
 		}
 		m.standing[id] = Same
-		if a.Ctime.Sec >= limit || a.Mtime.Sec >= limit {
+		// The change time says it alone: writing sets both, and who then sets the
+		// modification time, to the future perhaps, sets the change time to now.
+		if a.Ctime.Sec >= limit {
 			m.standing[id] = Doubtful
 		}
 		m.s.put(id, r.runs)

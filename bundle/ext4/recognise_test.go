@@ -201,6 +201,27 @@ func TestRecogniseChanges(t *testing.T) {
 	}
 }
 
+// TestRecogniseFuture: a file dated in the future is in no doubt if it was
+// changed long ago.
+func TestRecogniseFuture(t *testing.T) {
+	for _, tt := range []struct {
+		ctime int64
+		want  ext4.Standing
+	}{{2000, ext4.Same}, {2999, ext4.Doubtful}, {9000, ext4.Doubtful}} {
+		b, err := filetree.NewBuilder(filetree.Attr{Mode: unix.S_IFDIR | 0o755}, nil)
+		check(t, err)
+		check(t, b.Begin(filetree.Root))
+		a := filetree.Attr{Mode: unix.S_IFREG | 0o644, Size: 10_000, Mtime: filetree.Time{Sec: 9000}, Ctime: filetree.Time{Sec: tt.ctime}, Ino: 12}
+		_, err = b.Add(&filetree.Entry{Name: "f", Link: filetree.None, Attr: a})
+		check(t, err)
+		p := plan(t, b.Tree(), ext4.Options{})
+		l := layout(t, p, ext4.LayoutOptions{Started: filetree.Time{Sec: 3000}})
+		if got := p.Recognise(l).Standing(1); got != tt.want {
+			t.Errorf("changed at %d: standing %d, want %d", tt.ctime, got, tt.want)
+		}
+	}
+}
+
 func FuzzReadLayout(f *testing.F) {
 	for _, tree := range []*filetree.Tree{
 		files(f, map[string]int64{"a": 5000, "ab": 1, "b": 0}, map[string]sparse.Map{"a": {{Off: 4096, Len: 100}}}), some(f),
