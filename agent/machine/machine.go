@@ -39,7 +39,7 @@ const (
 var ErrLost = errors.New("the private key was lost or moved")
 
 // Namespaces of what a machine's own key may sign, as allowed_signers has them.
-const Namespaces = "instar-image,instar-head,instar-domain,instar-trace"
+const Namespaces = "instar-image,instar-head,instar-domain,instar-trace,instar-catalog"
 
 // Options say where a machine's keys are.
 type Options struct {

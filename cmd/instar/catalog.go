@@ -48,6 +48,7 @@ describes it and how to begin.`),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newCatalogCreate(a), newCatalogServe(a))
+	cmd.AddCommand(newCatalogVerbs(a)...)
 	return cmd
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/instar-image/instar/bundle/rootfs"
 	"github.com/instar-image/instar/metadata/imds"
 	"github.com/instar-image/instar/upload"
+	"github.com/instar-image/instar/upload/catalog"
 	"github.com/instar-image/instar/upload/images"
 )
 
@@ -35,9 +36,16 @@ func libraryCode(err error) int {
 		object  *upload.Error
 		objects *upload.DeleteError
 		small   *ext4.TooSmallError
+		refusal *catalog.Error
 		stored  *chunked.Error // about an object in a store, not about an argument
 	)
 	switch {
+	case is(catalog.ErrRollback, catalog.ErrStale, catalog.ErrForked, catalog.ErrOther, catalog.ErrDamaged, catalog.ErrNoTrust, catalog.ErrFormat, catalog.ErrVersion):
+		return exitTrust
+	case is(catalog.ErrNoCatalog):
+		return exitFile
+	case is(catalog.ErrUnknown, catalog.ErrBusy, catalog.ErrConditional):
+		return exitS3
 	case is(upload.ErrBucketElsewhere):
 		return exitLocation
 	case is(upload.ErrKey):
@@ -64,6 +72,8 @@ func libraryCode(err error) int {
 		is(keys.ErrNotFound, keys.ErrPassphrase, keys.ErrNotRSA, keys.ErrWeak, keys.ErrSeveral, keys.ErrMismatch, keys.ErrMalformed, keys.ErrTooLarge),
 		is(capture.ErrImageSize, capture.ErrOption, rootfs.ErrNoMatch, rootfs.ErrPattern, rootfs.ErrNoFiles, disk.ErrSize, disk.ErrKind, ext4.ErrOptions, ext4.ErrTooLarge),
 		errors.As(err, &small):
+		return exitUsage
+	case errors.As(err, &refusal):
 		return exitUsage
 	case is(fs.ErrNotExist, fs.ErrExist):
 		return exitFile

@@ -11,11 +11,16 @@ import (
 
 func newImages(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "images", Short: "list, show, compare and delete the images of a store",
+		Use: "images", Short: "list, show, compare and delete the images of a store; register, share and copy them",
 		Long: strings.TrimSpace(`
 Shows what images a store holds, what one consists of, and how two of them
 differ; deletes images, or single versions. "instar gc" gives back the room of
 what was deleted.
+
+A store may have a catalog ("instar catalog create"), in which images, EC2
+bundles too, are registered: under an id and a name, with an owner, tags, and
+permissions. register, tag, share, copy, deprecate, protect, disable, enable and
+deregister are about those; list and show know both.
 ` + aboutNames),
 		Example: `  instar images list --store s3://images/fleet
   instar images show web-1 --store s3://images/fleet
@@ -33,12 +38,14 @@ what was deleted.
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newImagesList(a), newImagesShow(a), newImagesDiff(a), newImagesDelete(a), newImagesPrune(a), newImagesTrace(a), newImagesForget(a))
+	cmd.AddCommand(newCatalogImages(a)...)
 	return cmd
 }
 
 type listOptions struct {
 	imageStore
-	versions bool
+	versions, registered bool
+	query                catalogQuery
 }
 
 func newImagesList(a *app) *cobra.Command {
@@ -47,12 +54,22 @@ func newImagesList(a *app) *cobra.Command {
 	cmd := a.named("list [PREFIX]", "list the images of a store", `
 Lists the images whose names begin with PREFIX: the newest version of each, or
 with --versions all. An image whose signature is not by somebody --signers lists
-for it is shown as such, and nothing it says is.`, `
+for it is shown as such, and nothing it says is.
+
+Where the store has a catalog, registered images come first, with their ids, then
+those that are not registered. --registered, or any option that says which,
+lists registered images only; PREFIX is then of their names. Values may have the
+wildcards * and ?; filters are EC2's: architecture, name, state, tag:KEY,
+root-device-type, is-public, manifest-location and so on.`, `
   instar images list --store s3://images/fleet
-  instar images list web- --versions --json --store s3://images/fleet`, 0, 1,
+  instar images list web- --versions --json --store s3://images/fleet
+  instar images list --tag 'env=prod*' --architecture arm64 --store s3://images/fleet
+  instar images list --account 222222222222 --executable-by self --store s3://images/fleet`, 0, 1,
 		func(ctx context.Context, args []string) error { return runImagesList(ctx, a, &o, args) })
 	f := flagsOf(cmd)
 	f.yes(&o.versions, "versions", "", "list older versions too, and what was left of captures that were interrupted", ofUs, test)
+	f.yes(&o.registered, "registered", "", "list registered images only", ofUs, "catalog-images")
+	o.query.add(cmd, "catalog-images")
 	o.imageStore.add(a, cmd, test)
 	return cmd
 }
@@ -69,6 +86,7 @@ func newImagesShow(a *app) *cobra.Command {
 	cmd := a.named("show IMAGE", "show what an image is, who signed it and who can open it", `
 Shows a version of an image: when and from what it was made, its parts and
 their sizes, its signer, its recipients, and how sure it is to be the newest.
+IMAGE may also be the id or the name of a registered image, an EC2 bundle too.
 
 With --manifest the signed document goes to standard output as it is stored, and
 stock tools can check it:

@@ -31,6 +31,9 @@ func runGC(ctx context.Context, a *app, o *gcOptions) error {
 		return err
 	}
 	defer s.Close()
+	if g.Registered, err = a.registered(ctx, &o.imageStore, s.Objects()); err != nil {
+		return err
+	}
 	bar := a.ui.Progress("collecting", 0)
 	rep, err := s.GC(ctx, g)
 	bar.End()

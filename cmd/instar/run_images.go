@@ -34,6 +34,13 @@ func runImagesList(ctx context.Context, a *app, o *listOptions, args []string) e
 	if len(args) > 0 {
 		prefix = args[0]
 	}
+	registered := map[string]bool{} // versions that were shown
+	if o.registered || o.query.asks() || !o.versions {
+		only, err := a.listRegistered(ctx, o, s, prefix, registered)
+		if err != nil || only {
+			return err
+		}
+	}
 	list, err := s.List(ctx, prefix)
 	if err != nil {
 		return err
@@ -65,7 +72,7 @@ func runImagesList(ctx context.Context, a *app, o *listOptions, args []string) e
 			}
 		}
 		for _, v := range l.Versions {
-			if !v.Newest && !o.versions {
+			if !v.Newest && !o.versions || v.Err == nil && registered[l.Image+"@"+v.Name.String()] {
 				continue
 			}
 			if v.Err != nil {
@@ -126,6 +133,9 @@ func runImagesShow(ctx context.Context, a *app, o *showOptions, ref string) erro
 		return err
 	}
 	defer s.Close()
+	if done, err := a.showRegistered(ctx, o, s, ref); done || err != nil {
+		return err
+	}
 	img, err := a.resolve(ctx, s, ref, &o.fresh)
 	if err != nil {
 		return err

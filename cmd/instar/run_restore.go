@@ -52,6 +52,9 @@ func (a *app) openStored(ctx context.Context, o *imageStore, io images.Options) 
 		return nil, err
 	}
 	io.State = a.stateDir()
+	if io.Trust != nil {
+		io.Claim = a.guard(o, objects, io.Trust)
+	}
 	s, err := images.Open(objects, io)
 	if err != nil {
 		return nil, errors.Join(err, objects.Close())

@@ -314,7 +314,11 @@ func runDelete(ctx context.Context, a *app, o *deleteOptions) error {
 			return failf(exitPrompt, "nothing was removed")
 		}
 	}
-	if err := a.remove(ctx, o, store, keys); err != nil {
+	release, err := a.claimBundle(ctx, &o.storage, store, name)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(a.remove(ctx, o, store, keys), release()); err != nil {
 		return err
 	}
 	f := ui.Fields{"removed": keys, "bucket_removed": false}

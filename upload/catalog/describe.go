@@ -36,16 +36,10 @@ func (v *View) Describe(ctx context.Context, account string, q Query) ([]*Image,
 			return nil, refuse(CodeParameterValue, "Invalid user id: %q", clip(e))
 		}
 	}
-	aliases := map[string]string{}
-	for a, err := range v.Accounts(ctx) {
-		if err != nil {
-			return nil, err
-		}
-		if a.Alias != "" {
-			aliases[a.ID] = a.Alias
-		}
+	alias, err := v.aliases(ctx)
+	if err != nil {
+		return nil, err
 	}
-	alias := func(id string) string { return aliases[id] }
 	now := v.c.opt.Now()
 	fits := func(m *Image, named bool) bool {
 		switch {
@@ -137,4 +131,53 @@ func (v *View) owners(ctx context.Context, account string, names []string) (map[
 		}
 	}
 	return ids, nil
+}
+
+// All gives the images that answer a query, whoever may see them, by id: for
+// who keeps the catalog. IDs and ExecutableBy "self" mean nothing here.
+func (v *View) All(ctx context.Context, q Query) ([]*Image, error) {
+	filters, err := ParseFilters(q.Filters)
+	if err != nil {
+		return nil, err
+	}
+	owners, err := v.owners(ctx, "", q.Owners)
+	if err != nil {
+		return nil, err
+	}
+	aliases, err := v.aliases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.Load(ctx); err != nil {
+		return nil, err
+	}
+	now := v.c.opt.Now()
+	var found []*Image
+	for m, err := range v.Images(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if len(owners) > 0 && !owners[m.Owner] || !q.IncludeDeprecated && m.IsDeprecated(now) || !q.IncludeDisabled && m.State == Disabled ||
+			len(q.ExecutableBy) > 0 && !slices.ContainsFunc(q.ExecutableBy, func(e string) bool { return e == "all" && m.Public || m.Shared(e) }) {
+			continue
+		}
+		if filters.Match(m, aliases) {
+			found = append(found, m)
+		}
+	}
+	return found, nil
+}
+
+// aliases gives accounts' aliases.
+func (v *View) aliases(ctx context.Context) (func(string) string, error) {
+	all := map[string]string{}
+	for a, err := range v.Accounts(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if a.Alias != "" {
+			all[a.ID] = a.Alias
+		}
+	}
+	return func(id string) string { return all[id] }, nil
 }

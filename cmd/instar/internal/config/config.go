@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,6 +38,7 @@ func Keys() []Key {
 		{Name: "location", EucaRegion: "s3-location-constraint", What: "where a bucket that does not exist yet is made"},
 		{Name: "ca_cert", Env: []string{"AWS_CA_BUNDLE"}, Path: true, What: "PEM file with the authorities that may vouch for the endpoint, beside the system's"},
 		{Name: "store", Env: []string{"INSTAR_STORE"}, What: "bucket, or bucket/prefix, used when -b is not given; for images also a URL or a directory"},
+		{Name: "catalog", Env: []string{"INSTAR_CATALOG"}, What: "store whose catalog delete-bundle asks too, beside those in the bundle's own bucket"},
 		{Name: "domain", Env: []string{"INSTAR_DOMAIN"}, What: "domain of images that share chunks; default default"},
 		{Name: "signing_key", Env: []string{"INSTAR_SIGNING_KEY"}, Path: true, What: "SSH key that signs images: a private key's file, a public one's whose other half the SSH agent has, or agent"},
 		{Name: "signers", Env: []string{"INSTAR_SIGNERS"}, Path: true, What: "allowed_signers file: whose images are accepted"},
@@ -85,6 +87,13 @@ func (c *Config) Get(name string) Value { return c.values[name] }
 // Set gives a setting a value that wins over all others: an option's.
 func (c *Config) Set(name, value, from string) {
 	c.values[name] = Value{value, from}
+}
+
+// Clone is a copy that is set apart from the original.
+func (c *Config) Clone() *Config {
+	n := *c
+	n.values = maps.Clone(c.values)
+	return &n
 }
 
 // Load reads all sources. Files that do not exist are as empty; one that
