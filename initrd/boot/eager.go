@@ -84,7 +84,8 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 			return refused
 		}
 		err := m.startLazy(ctx, disk, img, t, client, lazy)
-		if !errors.Is(err, errNotLazy) || mode != ticket.LazyOrEager {
+		// What the system wrote into a root that was begun is not given up.
+		if begun || !errors.Is(err, errNotLazy) || mode != ticket.LazyOrEager {
 			return err
 		}
 		m.say("root: %v: all of it is written before the boot, as that may be", err)

@@ -102,6 +102,9 @@ func (m *machine) startLazy(ctx context.Context, disk device, img image, t *tick
 	if !ok {
 		return final(fmt.Errorf("%w: an EC2 bundle is one stream, of which no part can be read alone", errNotLazy))
 	}
+	if m.config.Kexec != "" {
+		return final(fmt.Errorf("%w: instar.kexec would end the root's server", errNotLazy))
+	}
 	size, err := lazyroot.DeviceSize(disk.Size, instar.stream.Size())
 	if err != nil {
 		return final(fmt.Errorf("%w: %s: %w", errNotLazy, disk.path(), err))
@@ -141,6 +144,9 @@ func (m *machine) startLazy(ctx context.Context, disk device, img image, t *tick
 	if err := l.serve(ctx, c, f, control); err != nil {
 		return err
 	}
+	if err := spare(l.server.ID()); err != nil {
+		return err
+	}
 	if err := l.mapDevices(dm.New(control), size); err != nil {
 		return err
 	}
@@ -178,6 +184,16 @@ func (l *lazyRoot) serve(ctx context.Context, c *lazyConfig, disk, control *os.F
 	defer log.Close()
 	l.server, err = resident.Start(ctx, resident.Files{Config: config, Disk: disk, Control: control, Session: session}, log)
 	return err
+}
+
+// spare tells the scripts that end all processes of a system without systemd to
+// leave the server's keeper alone, which starts the server again.
+func spare(pid int) error {
+	const dir = "/run/sendsigs.omit.d" // Debian's sysvinit
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(dir+"/instar-root", fmt.Appendf(nil, "%d\n", pid), 0o644)
 }
 
 // mapDevices makes the mapped devices: of the disk, and of each partition in

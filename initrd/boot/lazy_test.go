@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -255,6 +256,20 @@ func (w *sparseWriter) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
+// modest checks that the root's server had no more memory than it may.
+func modest(t testing.TB, out string) {
+	t.Helper()
+	m := regexp.MustCompile(`GUEST use of all, KiB: (\d+)`).FindStringSubmatch(out)
+	if m == nil {
+		t.Error("what the server used is not said")
+		return
+	}
+	if kib, err := strconv.Atoi(m[1]); err != nil || kib == 0 || kib > 48<<10 {
+		t.Errorf("the server's processes had %s KiB in memory", m[1])
+	}
+	t.Logf("the server's processes had %s KiB in memory", m[1])
+}
+
 // mounted runs use on the filesystem of an image.
 func mounted(t testing.TB, image string, use func(dir string)) {
 	t.Helper()
@@ -355,6 +370,7 @@ func TestBootLazy(t *testing.T) {
 	out := qemutest.Run(t, guest, when("GUEST use of all", func() { c.pace(0) }))
 	inOrder(t, out, `root: web [0-9a-f]{8}, 64 MiB, for /dev/vda`, `root: /dev/mapper/instar-root, ext4 11111111`, `root: grown`, `inject: hostname booted`,
 		`GUEST write: <nil>`, `GUEST killed: goes on`, `GUEST sum /big: [0-9a-f]{64} <nil>`, `GUEST processes: map\[\]`, `GUEST write: <nil>`, `GUEST done`)
+	modest(t, out)
 	c.whole(t, target, map[string]int{"var/lib/first": 300, "var/lib/after": 300})
 	if c.complete != 1 {
 		t.Errorf("the ticket was completed %d times", c.complete)

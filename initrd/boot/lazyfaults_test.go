@@ -117,6 +117,9 @@ func TestBootLazyFaults(t *testing.T) {
 				Kernel: kernel, Initrd: file, Memory: f.memory, Args: append(qemutest.UserNet(), qemutest.Disk(target)...),
 				Append: c.serve(t, "i-1") + "guest.lazy guest.write=first:300 " + f.params,
 			}, nil)
+			if strings.Contains(f.params, "guest.use") {
+				modest(t, out)
+			}
 			want := append(f.want, `GUEST write: <nil>`, `GUEST done`)
 			if f.faulty.end > 0 {
 				want = append(want, `GUEST processes: map\[\]`)

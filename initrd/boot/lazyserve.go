@@ -98,6 +98,9 @@ const (
 	storePatience = 30 * time.Minute
 	// bootPatience is how many seconds the image's system may take to be started.
 	bootPatience = 120
+	// Pauses after what could not be fetched.
+	firstFillPause = 5 * time.Second
+	lastFillPause  = 5 * time.Minute
 	// recordFor is how long a boot is recorded; the disk is filled after that.
 	recordFor = 3 * time.Minute
 	// completePatience is how long the metadata server is waited for at the end.
@@ -307,15 +310,21 @@ func booted(ctx context.Context) {
 func fill(ctx context.Context, dev *lazyroot.Device, say func(string, ...any)) error {
 	booted(ctx)
 	began := time.Now()
-	err := until(ctx, func(ctx context.Context) error {
+	for pause := firstFillPause; ; pause = min(2*pause, lastFillPause) {
 		err := dev.Hydrate(ctx, nil, lazyroot.Throttle{})
-		if err != nil && ctx.Err() == nil {
-			say("root: bringing it to the disk: %v; trying again", err)
+		if err == nil {
+			break
 		}
-		return err
-	})
-	if err == nil {
-		say("root: all of the image is on the disk, after %v", time.Since(began).Round(time.Millisecond))
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		say("root: not all of the image is on the disk: %v; trying again in %v", err, pause)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
 	}
-	return err
+	say("root: all of the image is on the disk, after %v", time.Since(began).Round(time.Millisecond))
+	return nil
 }

@@ -82,6 +82,9 @@ const ioFlusher = 57
 // Process is the keeper as its starter sees it.
 type Process struct{ p *os.Process }
 
+// ID is the keeper's process id.
+func (p *Process) ID() int { return p.p.Pid }
+
 // Stop ends both processes, whose nbd device is the caller's to disconnect.
 func (p *Process) Stop() {
 	unix.Kill(-p.p.Pid, unix.SIGKILL) // a session, and group, of its own

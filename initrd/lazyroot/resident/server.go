@@ -30,7 +30,7 @@ func PartName(n int) string { return fmt.Sprintf("%s%d", MapName, n) }
 
 // deadFor is how long requests wait for a server that was killed. The keeper
 // needs a moment.
-const deadFor = 10 * time.Minute
+const deadFor = 3 * time.Minute
 
 // timer is how soon a request that a killed server had taken is sent to the
 // next one. A request that takes longer for another reason is named in the
