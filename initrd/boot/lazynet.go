@@ -48,6 +48,8 @@ func (m *machine) nameInterface(ctx context.Context) error {
 	if program == "" {
 		return nil // who has no udev knows interfaces by the kernel's names
 	}
+	ctx, cancel := context.WithTimeout(ctx, m.config.scaled(udevPatience))
+	defer cancel()
 	name, err := askUdev(ctx, rootDir, program, old)
 	if err != nil {
 		return err
@@ -86,8 +88,9 @@ func (m *machine) nameInterface(ctx context.Context) error {
 	return nil
 }
 
-// udevPatience is how long the image's udevadm may take.
-const udevPatience = 20 * time.Second
+// udevPatience is how long the image's udevadm may take, which comes from the
+// store like all else.
+const udevPatience = 45 * time.Second
 
 // askUdev runs udevadm in the root and returns the name it has for an interface,
 // "" if it has none.
@@ -114,8 +117,6 @@ func askUdev(ctx context.Context, root, program, iface string) (name string, err
 		}
 		done = append([]string{at}, done...)
 	}
-	ctx, cancel := context.WithTimeout(ctx, udevPatience)
-	defer cancel()
 	cmd := exec.CommandContext(ctx, program, "test", "--action=add", "/sys/class/net/"+iface)
 	cmd.Err = nil // it is there in the root
 	cmd.Path = program

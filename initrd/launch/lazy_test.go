@@ -45,6 +45,13 @@ func TestLaunchLazy(t *testing.T) {
 		"web", "--lazy", "--disk", disk, "--keep", "--ssh-key", pub, "--hostname", "web-1", "--memory", "768", "--accel", "tcg",
 		"--scratch", t.TempDir(), "--console", "--limit-rate", "500k",
 	}, store...)
+	for range cuts() {
+		g := launch(t, env, args...)
+		port, user := g.ready()
+		login(t, port, user, signer)
+		g.cmd.Process.Kill() // and the machine with it
+		g.end()
+	}
 	g := launch(t, env, args...)
 	port, user := g.ready()
 	client := login(t, port, user, signer)
@@ -73,6 +80,14 @@ func TestLaunchLazy(t *testing.T) {
 }
 
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// cuts is how often the power is cut before.
+func cuts() int {
+	if os.Getenv("INSTAR_EVIDENCE") != "" {
+		return 2
+	}
+	return 0
+}
 
 // lazyChecks are of the running system, whose root is not all there.
 func lazyChecks(t testing.TB, client *ssh.Client) {
