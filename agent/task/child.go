@@ -1,10 +1,12 @@
 package task
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"time"
@@ -100,7 +102,29 @@ func (c *Children) Stop(ctx context.Context, id string) error {
 }
 
 // Freeze stops the worker and its children.
-func (c *Children) Freeze(_ context.Context, id string) error { return c.signal(id, unix.SIGSTOP) }
+func (c *Children) Freeze(ctx context.Context, id string) error {
+	if err := c.signal(id, unix.SIGSTOP); err != nil {
+		return err
+	}
+	for ctx.Err() == nil { // a signal takes effect a moment later
+		pid, err := c.Dir.Worker(id)
+		if err != nil || pid <= 0 {
+			return err
+		}
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("stopping the worker of task %s: %w", id, err)
+		}
+		if i := bytes.LastIndex(stat, []byte(") ")); i >= 0 && i+2 < len(stat) && stat[i+2] == 'T' {
+			return nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return ctx.Err()
+}
 
 // Thaw lets them go on.
 func (c *Children) Thaw(_ context.Context, id string) error { return c.signal(id, unix.SIGCONT) }
