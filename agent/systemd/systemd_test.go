@@ -1,0 +1,250 @@
+package systemd_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/instar-image/instar/agent/systemd"
+	"github.com/instar-image/instar/agent/task"
+	"github.com/instar-image/instar/test/fakesystemd"
+)
+
+// notifySocket is a socket in systemd's place.
+func notifySocket(t *testing.T) func() string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	return func() string {
+		t.Helper()
+		if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 4096)
+		n, err := c.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buf[:n])
+	}
+}
+
+func TestNotify(t *testing.T) {
+	next := notifySocket(t)
+	n := systemd.NewNotifier(func(err error) { t.Error(err) })
+	if !n.Told() {
+		t.Fatal("nobody is told")
+	}
+	n.Ready("idle\nMAINPID=1")
+	n.Status("web bundling 43%")
+	n.Status("web bundling 43%") // nothing new
+	n.Stopping()
+	for _, want := range []string{"READY=1\nSTATUS=idle MAINPID=1", "STATUS=web bundling 43%", "STOPPING=1"} {
+		if got := next(); got != want {
+			t.Errorf("told %q, want %q", got, want)
+		}
+	}
+}
+
+// TestWatchdog: systemd is told that all is well as long as it is, and no
+// longer.
+func TestWatchdog(t *testing.T) {
+	next := notifySocket(t)
+	t.Setenv("WATCHDOG_USEC", "40000")
+	var warned []string
+	n := systemd.NewNotifier(func(err error) { warned = append(warned, err.Error()) })
+	ctx, cancel := context.WithCancel(t.Context())
+	checks := 0
+	done := make(chan error, 1)
+	go func() {
+		done <- n.Alive(ctx, func(ctx context.Context) error {
+			if checks++; checks <= 2 {
+				return nil
+			}
+			if checks == 5 {
+				cancel()
+			}
+			<-ctx.Done() // it hangs, and is not waited for
+			return ctx.Err()
+		})
+	}()
+	for range 2 {
+		if got := next(); got != "WATCHDOG=1" {
+			t.Errorf("told %q", got)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	n.Stopping()
+	if got := next(); got != "STOPPING=1" {
+		t.Errorf("told %q after it hung", got)
+	}
+	if len(warned) < 2 || !strings.Contains(warned[0], "watchdog") {
+		t.Errorf("warned %q", warned)
+	}
+}
+
+func TestNoWatchdog(t *testing.T) {
+	n := systemd.NewNotifier(nil)
+	if err := n.Alive(t.Context(), func(context.Context) error { return errors.New("asked") }); err != nil || n.Told() {
+		t.Error(err, n.Told())
+	}
+}
+
+func TestUnits(t *testing.T) {
+	s := fakesystemd.Start(t)
+	c, err := systemd.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx := t.Context()
+	s.Declare("app.service", "db.service")
+	if err := errors.Join(c.Stop(ctx, "app.service"), c.Freeze(ctx, "db.service"), c.Freeze(ctx, "db.service")); err != nil {
+		t.Fatal(err)
+	}
+	if s.State("app.service") != "inactive" || s.State("db.service") != "frozen" {
+		t.Errorf("app is %s, db %s", s.State("app.service"), s.State("db.service"))
+	}
+	if err := errors.Join(c.Thaw(ctx, "db.service"), c.Thaw(ctx, "db.service"), c.Start(ctx, "app.service"), c.Reload(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	if s.State("app.service") != "active" || s.State("db.service") != "active" {
+		t.Errorf("app is %s, db %s", s.State("app.service"), s.State("db.service"))
+	}
+	// What nobody knows need not be stopped, and cannot be started.
+	if err := errors.Join(c.Stop(ctx, "none.service"), c.Freeze(ctx, "none.service"), c.Thaw(ctx, "none.service")); err != nil {
+		t.Error(err)
+	}
+	if err := c.Start(ctx, "none.service"); err == nil {
+		t.Error("a unit that is not there was started")
+	}
+}
+
+func TestInhibit(t *testing.T) {
+	s := fakesystemd.Start(t)
+	f, err := systemd.Inhibit(t.Context(), "shutdown:sleep", "publishing web", "block")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held := s.Held(); len(held) != 1 || held[0] != "shutdown:sleep|Instar|publishing web|block" {
+		t.Errorf("held: %q", held)
+	}
+	time.Sleep(150 * time.Millisecond) // only our copy holds it now
+	if len(s.Held()) != 1 {
+		t.Error("let go too early")
+	}
+	f.Close()
+	for len(s.Held()) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// worker writes a script that behaves as a worker's process does.
+func worker(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "worker")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestLauncher: a task's unit gets its limits, its credential and its words,
+// and is frozen, thawed and stopped.
+func TestLauncher(t *testing.T) {
+	s := fakesystemd.Start(t)
+	c, err := systemd.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	program := worker(t, "systemd-notify --ready --pid=parent 2>/dev/null || systemd-notify --ready\nexec sleep 1000\n")
+	u := &systemd.Units{Conn: c, Command: []string{program, "--state", "/s"}, Env: []string{"HOME=/root"}, SecretKeyFile: "/etc/key", Encrypted: true}
+	j := task.Job{ID: "bun-0123456789abcdef0", Description: "d", Volume: "/srv", Limits: task.Limits{CPUWeight: 10, CPUQuota: 50, IOWeight: 20, ReadRate: 1 << 20, UploadRate: 1 << 21, Memory: 1 << 30}}
+	if err := u.Launch(t.Context(), j); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Launch(t.Context(), j); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+	name := systemd.TaskUnit(j.ID)
+	pid := s.PID(name)
+	if pid == 0 {
+		t.Fatalf("no process: %v", s.Calls())
+	}
+	for property, want := range map[string]any{
+		"CPUWeight": uint64(10), "CPUQuotaPerSecUSec": uint64(500000), "IOWeight": uint64(20), "MemoryHigh": uint64(1 << 30), "Slice": "instar.slice",
+		"Type": "notify", "CPUSchedulingPolicy": int32(unix.SCHED_IDLE), "IOSchedulingClass": int32(3), "NoNewPrivileges": true,
+	} {
+		if got := s.Property(name, property); got != want {
+			t.Errorf("%s is %v, want %v", property, got, want)
+		}
+	}
+	if got, ok := s.Property(name, "IOReadBandwidthMax").([][]any); !ok || got[0][0] != "/srv" || got[0][1] != uint64(1<<20) {
+		t.Errorf("IOReadBandwidthMax is %v", s.Property(name, "IOReadBandwidthMax"))
+	}
+	if got, ok := s.Property(name, "LoadCredentialEncrypted").([][]any); !ok || got[0][0] != "secret-key" || got[0][1] != "/etc/key" {
+		t.Errorf("LoadCredentialEncrypted is %v", s.Property(name, "LoadCredentialEncrypted"))
+	}
+	if argv, ok := s.Property(name, "ExecStart").([][]any); !ok || !slices.Equal(argv[0][1].([]string), []string{program, "--state", "/s", "--limit-rate", "2097152", j.ID}) {
+		t.Errorf("ExecStart is %v", s.Property(name, "ExecStart"))
+	}
+	ctx := t.Context()
+	if err := u.Freeze(ctx, j.ID); err != nil || s.State(name) != "frozen" {
+		t.Errorf("freeze: %s, %v", s.State(name), err)
+	}
+	// Stopping thaws: what stands still cannot end.
+	if err := u.Stop(ctx, j.ID); err != nil {
+		t.Fatal(err)
+	}
+	for s.State(name) != "inactive" {
+		time.Sleep(time.Millisecond)
+	}
+	if err := errors.Join(u.Stop(ctx, "bun-00000000000000000"), u.Freeze(ctx, j.ID), u.Thaw(ctx, j.ID)); err != nil {
+		t.Errorf("of units that are gone: %v", err)
+	}
+	// A worker that ends before it has its task was not launched.
+	u.Command = []string{worker(t, "exit 1\n")}
+	if err := u.Launch(ctx, task.Job{ID: "bun-00000000000000000"}); err == nil {
+		t.Error("a worker that cannot begin was launched")
+	}
+}
+
+// TestUnitFiles compares the units that are shipped for packagers with those
+// that are installed.
+func TestUnitFiles(t *testing.T) {
+	for _, u := range systemd.AgentUnits("/usr/local/bin/instar") {
+		got, err := os.ReadFile("../../docs/systemd/" + u.Name)
+		if os.Getenv("INSTAR_UPDATE") != "" {
+			got, err = []byte(u.Text), os.WriteFile("../../docs/systemd/"+u.Name, []byte(u.Text), 0o644)
+		}
+		if err != nil || string(got) != u.Text {
+			t.Errorf("docs/systemd/%s is not what is installed (%v): INSTAR_UPDATE=1 go test ./agent/systemd -run TestUnitFiles", u.Name, err)
+		}
+	}
+}
+
+func TestQuote(t *testing.T) {
+	for in, want := range map[string]string{
+		"/usr/bin/instar": "/usr/bin/instar", "/a b": `"/a b"`, "100%": "100%%", "$HOME": "$$HOME", "": `""`, `a"b`: `"a\"b"`, "a\nb": `"a\nb"`,
+	} {
+		if got := systemd.Quote(in); got != want {
+			t.Errorf("%q is quoted as %s, want %s", in, got, want)
+		}
+	}
+}
