@@ -126,7 +126,7 @@ func TestAPI(t *testing.T) {
 	socket, l := serve(t, server.Options{})
 	c := server.NewClient(socket)
 	ctx := t.Context()
-	if err := c.Healthy(ctx); err != nil {
+	if err := c.Alive(ctx); err != nil {
 		t.Fatal(err)
 	}
 	r := task.Request{Kind: task.CreateImage, Name: "web", ClientToken: "t"}
@@ -301,7 +301,7 @@ func TestConnections(t *testing.T) {
 		}
 		held = append(held, c)
 	}
-	if err := server.NewClient(socket).Healthy(t.Context()); err != nil {
+	if err := server.NewClient(socket).Alive(t.Context()); err != nil {
 		t.Errorf("root is kept out: %v", err)
 	}
 	if got := as(t, 60000, 60000, nil, socket+" GET /healthz"); strings.HasPrefix(got, "200") {
