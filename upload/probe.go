@@ -102,29 +102,35 @@ func (s *s3Store) forgetProbe(ctx context.Context, key string) {
 // [ErrBucketElsewhere], with both locations named. For a directory it does
 // nothing.
 func EnsureBucket(ctx context.Context, s Store, location string) (created bool, err error) {
+	err = FindBucket(ctx, s, location)
+	if m, ok := s.(BucketManager); ok && errors.Is(err, ErrNoBucket) {
+		err = m.CreateBucket(ctx, location)
+		return err == nil, err
+	}
+	return false, err
+}
+
+// FindBucket is EnsureBucket for a bucket that is not to be made: it is
+// [ErrNoBucket] if it does not exist.
+func FindBucket(ctx context.Context, s Store, location string) error {
 	m, ok := s.(BucketManager)
 	if !ok {
-		return false, nil
+		return nil
 	}
 	have, err := m.Location(ctx)
-	switch {
-	case errors.Is(err, ErrNoBucket):
-		if err := m.CreateBucket(ctx, location); err != nil {
-			return false, err
-		}
-		return true, nil
-	case err != nil:
-		return false, err
-	case location != "" && canonicalLocation(location) != have:
-		e := newError("locate bucket", s.String(), "", ErrBucketElsewhere, nil)
-		e.Location = have
-		if have == "" {
-			e.Location = "us-east-1"
-		}
-		e.Advice = fmt.Sprintf("%q was asked for: leave the location out or choose another bucket", location)
-		return false, e
+	if err != nil {
+		return err
 	}
-	return false, nil
+	if location == "" || canonicalLocation(location) == have {
+		return nil
+	}
+	e := newError("locate bucket", s.String(), "", ErrBucketElsewhere, nil)
+	e.Location = have
+	if have == "" {
+		e.Location = "us-east-1"
+	}
+	e.Advice = fmt.Sprintf("%q was asked for: leave the location out or choose another bucket", location)
+	return e
 }
 
 // copyBuffer is how large an object Copy takes into memory to put it with its

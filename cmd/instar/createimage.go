@@ -47,13 +47,14 @@ can open the image. Anybody can check an image's signature with ssh-keygen -Y.
 Files that change while they are read do not break the image: each is named and
 the exit status is 24. Arguments that are no options are further excludes.`, `
   instar create-image --store s3://images/fleet --name web-1 --dry-run
-  instar create-image --store s3://images/fleet --name web-1 --url https://minio:9000
+  instar create-image --store s3://images/fleet --name web-1 --url https://minio:9000 --create-bucket
   instar create-image --store /backup/images --name web-1 --recipient ~/.ssh/id_ed25519.pub
   instar create-image --store s3://images/fleet --name db-1 --sign agent --expires 7d --description 'before the upgrade'`,
 		func(ctx context.Context) error { return runCreateImage(ctx, a, &o) })
 	f := flagsOf(cmd)
 	f.text(&o.name, "name", "n", "`NAME` of the image: letters, digits and . _ -", ofUs, test)
 	o.imageStore.add(a, cmd, test)
+	o.addMakeBucket(cmd, test)
 	o.volumeOptions.add(cmd, ofUs, test)
 	f.text(&o.description, "description", "", "`TEXT` about this version, up to 255 bytes; everybody who reads the store sees it", ofUs, test)
 	f.list(&o.recipients, "recipient", "", "let `KEY` open the image: an age recipient, an SSH public key, or a file of them; may be repeated", ofUs, test)

@@ -27,6 +27,7 @@ type imageStore struct {
 	signers    string   // file
 	cache      string   // place or directory
 	cacheSize  int64
+	makeBucket bool // of commands that write
 }
 
 func (o *imageStore) add(a *app, cmd *cobra.Command, test string) {
@@ -55,6 +56,11 @@ func (o *imageStore) addService(a *app, cmd *cobra.Command, test string) {
 	f.size(&o.rate, "limit-rate", "", "move at most `BYTES` a second, with k, m or g", ofUs, test)
 }
 
+// addMakeBucket adds the option of commands that may make a store.
+func (o *imageStore) addMakeBucket(cmd *cobra.Command, test string) {
+	flagsOf(cmd).yes(&o.makeBucket, "create-bucket", "", "make the store's bucket if it does not exist; a directory is always made", ofUs, test)
+}
+
 // addCache adds the options of commands that read much of an image.
 func (o *imageStore) addCache(cmd *cobra.Command) { addCacheFlags(cmd, &o.cache, &o.cacheSize) }
 
@@ -76,6 +82,11 @@ func (a *app) openImages(ctx context.Context, o *imageStore, create bool) (uploa
 	if err != nil {
 		return nil, err
 	}
+	if dir := a.imageStoreDir(o); dir != "" {
+		if idle := o.idle(a); len(idle) > 0 {
+			a.ui.Say("note: the store is a directory, %s: nothing is made of %s", dir, strings.Join(idle, ", "))
+		}
+	}
 	objects, err := a.openBucket(ctx, &o.storage, store, create)
 	if err != nil {
 		return nil, err
@@ -84,8 +95,15 @@ func (a *app) openImages(ctx context.Context, o *imageStore, create bool) (uploa
 		return a.cached(o, objects)
 	}
 	// That it can be written is found out by what is put there first.
-	made, err := upload.EnsureBucket(ctx, objects, a.conf.Get("location").Text)
+	made, err := false, error(nil)
+	if location := a.conf.Get("location").Text; o.makeBucket {
+		made, err = upload.EnsureBucket(ctx, objects, location)
+	} else {
+		err = upload.FindBucket(ctx, objects, location)
+	}
 	switch {
+	case errors.Is(err, upload.ErrNoBucket):
+		return nil, errors.Join(withHint(asS3(err), "If its name is as it should be, --create-bucket makes it."), objects.Close())
 	case errors.Is(err, upload.ErrAccess) && a.conf.Get("location").Text == "":
 		a.ui.Debug("the bucket's location is not told", ui.Fields{"error": err.Error()})
 	case err != nil:
@@ -94,6 +112,27 @@ func (a *app) openImages(ctx context.Context, o *imageStore, create bool) (uploa
 		a.ui.Say("made the bucket of %s", objects)
 	}
 	return objects, nil
+}
+
+// idle are the options that say how a bucket is reached, as far as they are given.
+func (o *imageStore) idle(a *app) (names []string) {
+	for _, x := range []struct {
+		given bool
+		name  string
+	}{
+		{o.url != "" && !strings.HasPrefix(o.url, "/") && !strings.HasPrefix(o.url, "file:"), "--url"},
+		{a.region != "", "--region"},
+		{o.accessKey != "", "--access-key"},
+		{o.secretKeyFile != "", "--secret-key-file"},
+		{o.caCert != "", "--ca-cert"},
+		{o.retry, "--retry"},
+		{o.makeBucket, "--create-bucket"},
+	} {
+		if x.given {
+			names = append(names, x.name)
+		}
+	}
+	return names
 }
 
 // imageStoreDir is the directory that a store is, "" if it is none.

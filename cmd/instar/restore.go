@@ -164,6 +164,7 @@ published unless all of it was right.`, `
 	f := flagsOf(cmd)
 	f.text(&o.name, "name", "n", "`NAME` of the image: letters, digits and . _ -", ofUs, test)
 	o.imageStore.add(a, cmd, test)
+	o.addMakeBucket(cmd, test)
 	f.text(&o.description, "description", "", "`TEXT` about this version, up to 255 bytes; everybody who reads the store sees it", ofUs, test)
 	f.list(&o.recipients, "recipient", "", "let `KEY` open the image: an age recipient, an SSH public key, or a file of them; may be repeated", ofUs, test)
 	f.text(&o.sign, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -231,6 +232,9 @@ func recipients(s, home string) ([]*keys.Recipient, error) {
 	}
 	if strings.HasPrefix(s, "age1") || strings.HasPrefix(s, "ssh-") && strings.Contains(s, " ") || strings.HasPrefix(s, "ecdsa-") {
 		return nil, usagef("--recipient: %w", err)
+	}
+	if slices.Contains([]string{"ssh-ed25519", "ssh-rsa", "ssh-dss"}, s) && isFile(s, "--recipient") != nil {
+		return nil, usagef("--recipient: %s is the first word of an SSH public key only: put all of it into quotes, '%s AAAA...', or name its file", s, s)
 	}
 	if rest, ok := strings.CutPrefix(s, "~/"); ok && home != "" {
 		s = home + "/" + rest

@@ -138,13 +138,21 @@ func (a *app) showGC(r *images.GCReport, dry bool) error {
 		line("locked", "%v", e)
 	}
 	f := ui.Fields{
-		"dry_run": dry, "images": r.Images, "manifests": r.Manifests, "live": r.Live, "running": r.Running, "dead_runs": r.DeadRuns,
-		"withdrawn": r.Withdrawn, "swept": r.Swept, "condemned": r.Condemned, "waiting": r.Waiting, "spared": r.Spared,
-		"repacked": len(r.Repacked), "unreadable": r.Unreadable, "old_versions": r.OldVersions, "locked": locked,
+		"dry_run": dry, "images": r.Images, "manifests": r.Manifests, "live": r.Live, "running": listed(r.Running), "dead_runs": r.DeadRuns,
+		"withdrawn": listed(r.Withdrawn), "swept": listed(r.Swept), "condemned": listed(r.Condemned), "waiting": r.Waiting, "spared": listed(r.Spared),
+		"repacked": len(r.Repacked), "unreadable": listed(r.Unreadable), "old_versions": r.OldVersions, "locked": locked,
 	}
 	if !r.Next.IsZero() {
 		line("next", "something can go from %s on", r.Next.UTC().Format(time.RFC3339))
 		f["next"] = r.Next
 	}
 	return a.ui.Result("collected", strings.TrimSuffix(b.String(), "\n"), f)
+}
+
+// listed is l as JSON has it: a list without elements is one.
+func listed[T any](l []T) []T {
+	if l == nil {
+		return []T{}
+	}
+	return l
 }
