@@ -20,9 +20,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/test/instar"
 	"github.com/instar-image/instar/test/loopfs"
 	"github.com/instar-image/instar/test/servers"
+	"github.com/instar-image/instar/upload"
+	"github.com/instar-image/instar/upload/catalog"
 )
 
 const (
@@ -222,4 +225,29 @@ func drive(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// open opens this region's catalog as a further writer.
+func (w *world) open(t *testing.T) *catalog.Catalog {
+	t.Helper()
+	store, err := upload.Open(t.Context(), w.store(w.bucket), upload.Options{
+		Endpoint: w.minio.Endpoint, Region: w.minio.Region, Credentials: &upload.Credentials{AccessKeyID: w.minio.AccessKey, SecretAccessKey: w.minio.SecretKey},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	signer, err := keys.ReadSigner(w.path("key"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := keys.ReadAllowedSigners(w.path("signers"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := catalog.Open(store, catalog.Options{Trust: trust, Signer: signer, Region: region})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
 }
