@@ -22,7 +22,7 @@ import (
 // hostile is what a record may hold and a page must show as text.
 const (
 	hostile = `</title></textarea></style></script><script>document.title="OWNED"</script><img src=x onerror="document.title='OWNED'">&lt;b&gt;{{.}}${7*7}`
-	guide = "# Begin\n\nLog in as `root`, see [the site](https://example.org/x?a=1&b=2).\n\n" +
+	guide   = "# Begin\n\nLog in as `root`, see [the site](https://example.org/x?a=1&b=2).\n\n" +
 		"[no](javascript:document.title='OWNED') <script>document.title='OWNED'</script> **strong <i>**\n\n- one\n- two\n\n```\n<script>code</script>\n```\n"
 )
 
