@@ -29,6 +29,7 @@ const (
 // has, and what came of them.
 type app struct {
 	tool   string // as called: "ec2-bundle-vol", "instar"
+	args   []string
 	family family
 	stdin  io.Reader
 	stdout io.Writer
@@ -49,7 +50,7 @@ type app struct {
 }
 
 func newApp(args []string, stdin io.Reader, stdout, stderr io.Writer, getenv func(string) string) *app {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, getenv: getenv, tool: "instar"}
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, getenv: getenv, tool: "instar", args: args}
 	if len(args) > 0 {
 		a.tool = filepath.Base(args[0])
 	}

@@ -60,7 +60,7 @@ a scratch disk, and leaving nothing half-made:
 	root.AddCommand(
 		newCreateImage(a), newBundleVol(a), newBundleImage(a), newUploadBundle(a), newBundleAndUpload(a),
 		newDownloadBundle(a), newUnbundle(a), newDownloadAndUnbundle(a), newUnbundleStream(a),
-		newRestore(a), newImages(a), newExport(a), newImport(a), newGC(a), newRepair(a), newRecipients(a), newKeys(a), newAccounts(a),
+		newRestore(a), newMount(a), newUmount(a), newNBD(a), newImages(a), newExport(a), newImport(a), newGC(a), newRepair(a), newRecipients(a), newKeys(a), newAccounts(a),
 		newVerify(a), newDeleteBundle(a), newMigrateManifest(a), newMigrateBundle(a),
 		newMetadata(a), newCatalog(a), newInitrd(a), newLaunch(a), newCache(a), newAgent(a),
 		newVersion(a), newLinks(a), newConfig(a), newMan(a), newOptionsTable(a),

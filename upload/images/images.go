@@ -73,6 +73,11 @@ type Options struct {
 	// the deletion has ended, well or not.
 	Claim func(ctx context.Context, image string, versions []chunked.Name) (release func(context.Context) error, err error)
 
+	// Remember has State also remember manifests, index objects and wrapped keys
+	// that were read, at most some hundred, so that they are not asked for again. A
+	// version that is gone from the store may be found all the same.
+	Remember bool
+
 	// Now is the store's clock. nil asks the store itself, which must be an
 	// [upload.Clock].
 	Now func(context.Context) (time.Time, error)

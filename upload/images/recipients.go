@@ -32,11 +32,15 @@ func wrapKey(key chunked.Key, root chunked.Name, to []*keys.Recipient) ([]byte, 
 
 // keysObject reads the object with an image's index key, and its ETag.
 func (i *Image) keysObject(ctx context.Context) (*chunked.KeysObject, string, error) {
-	b, o, err := i.s.get(ctx, chunked.KeysKey(i.Manifest.Name, i.Name), chunked.MaxRecipientsText)
+	key := chunked.KeysKey(i.Manifest.Name, i.Name)
+	b, o, err := i.s.get(ctx, key, chunked.MaxRecipientsText)
 	if err != nil {
 		return nil, "", err
 	}
 	doc, err := chunked.ParseKeysObject(b)
+	if err == nil {
+		i.s.keep(key, b)
+	}
 	return doc, o.ETag, err
 }
 
@@ -81,6 +85,10 @@ func (i *Image) OpenWith(ctx context.Context, src chunked.Source) (*chunked.Inde
 	if err != nil {
 		return nil, err
 	}
+	return i.openIndex(ctx, src, key)
+}
+
+func (i *Image) openIndex(ctx context.Context, src chunked.Source, key chunked.Key) (*chunked.Index, error) {
 	root := i.Manifest.Index.Root
 	x, err := chunked.OpenIndex(ctx, src, root.Name, root.Size, key)
 	if err == nil {

@@ -233,7 +233,7 @@ func (s *Store) fresh(ctx context.Context, h *storedHead, o ResolveOptions) (Fre
 
 // readManifest reads and verifies a manifest into img.
 func (s *Store) readManifest(ctx context.Context, image string, n chunked.Name, img *Image) error {
-	b, err := s.getNamed(ctx, chunked.ManifestKey(image, n), n, -1, maxManifest)
+	b, err := s.getRecalled(ctx, chunked.ManifestKey(image, n), n, -1, maxManifest)
 	if errors.Is(err, upload.ErrNotExist) {
 		return fmt.Errorf("%w: manifest %s is missing: %w", ErrNoImage, n, err)
 	}

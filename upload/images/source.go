@@ -68,7 +68,7 @@ func (x *source) RereadPack(ctx context.Context, n chunked.Name, off int64, p []
 
 // ReadIndex reads an index object of the given size; its name is checked.
 func (x *source) ReadIndex(ctx context.Context, n chunked.Name, size int64) ([]byte, error) {
-	b, err := x.s.getNamed(ctx, chunked.IndexObjectKey(n), n, size, maxIndex)
+	b, err := x.s.getRecalled(ctx, chunked.IndexObjectKey(n), n, size, maxIndex)
 	if err != nil {
 		return nil, x.fail(err)
 	}
