@@ -42,6 +42,7 @@ bench:                 ## figures against the peers, with targets (BENCH_ARGS=â€
 	go run -buildvcs=false ./test/bench $(BENCH_ARGS)
 	go run -buildvcs=false ./test/bench/metadata
 	go run -buildvcs=false ./test/bench/boot
+	go run -buildvcs=false ./test/bench/lazy
 
 evidence:              ## the long campaigns, with counts
 	test/run evidence

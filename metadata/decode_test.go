@@ -45,6 +45,7 @@ func TestDecodeProblems(t *testing.T) {
 		{"role name", head + "role:\n  name: a/b\n  static: {access-key-id: a, secret-access-key: b}\n", "f:4: role.name"},
 		{"spot", head + "events:\n  spot: {action: explode, time: 2026-01-01T00:00:00Z}\n", "f:4: events.spot.action"},
 		{"lifecycle", head + "events:\n  target-lifecycle-state: Gone\n", "f:4: events.target-lifecycle-state"},
+		{"cache", head + "launch:\n  format: instar\n  store: s3://b/p\n  manifest: m\n  manifest-sha256: " + strings.Repeat("a", 64) + "\n  cache: unix:/x\n", "launch.cache"},
 		{"ticket", head + "launch:\n  format: ec2\n  store: s3://b/p\n  manifest: m\n", "f:3: launch.certificate"},
 		{"sts", head + "role:\n  name: r\n  sts:\n    endpoint: ftp://x\n    access-key-id: a\n    secret-access-key: b\n", "f:6: role.sts.endpoint"},
 		{"too large", head + strings.Repeat("#", 300<<10), "f:1: "},
