@@ -57,14 +57,28 @@ a scratch disk, and leaving nothing half-made:
 	p.text(&a.configFile, "config", "", "read `FILE` instead of ~/.config/instar/config.yaml", ofUs, "config")
 	p.refuse("debugger", "", "it would start Python's debugger; use --debug", ofEuca, false)
 
-	root.AddCommand(
-		newCreateImage(a), newBundleVol(a), newBundleImage(a), newUploadBundle(a), newBundleAndUpload(a),
+	// By what one wants to do.
+	group := func(title string, cmds ...*cobra.Command) {
+		root.AddGroup(&cobra.Group{ID: title, Title: title})
+		for _, cmd := range cmds {
+			cmd.GroupID = title
+		}
+		root.AddCommand(cmds...)
+	}
+	group("Images, of which a store keeps only what changes:",
+		newCreateImage(a), newRestore(a), newMount(a), newUmount(a), newNBD(a), newImages(a),
+		newVerify(a), newRepair(a), newGC(a), newRecipients(a), newExport(a), newImport(a))
+	group("EC2 bundles, with the names and options of the peers' tools:",
+		newBundleVol(a), newBundleImage(a), newUploadBundle(a), newBundleAndUpload(a),
 		newDownloadBundle(a), newUnbundle(a), newDownloadAndUnbundle(a), newUnbundleStream(a),
-		newRestore(a), newMount(a), newUmount(a), newNBD(a), newImages(a), newExport(a), newImport(a), newGC(a), newRepair(a), newRecipients(a), newKeys(a), newAccounts(a),
-		newVerify(a), newDeleteBundle(a), newMigrateManifest(a), newMigrateBundle(a),
-		newMetadata(a), newCatalog(a), newInitrd(a), newLaunch(a), newCache(a), newAgent(a),
-		newVersion(a), newLinks(a), newConfig(a), newMan(a), newOptionsTable(a),
-	)
+		newDeleteBundle(a), newMigrateManifest(a), newMigrateBundle(a), newLinks(a))
+	group("Boot, with keys and user data inside:", newLaunch(a), newInitrd(a), newMetadata(a), newCache(a))
+	group("On the machine, by schedule or on request:", newAgent(a))
+	group("A catalog of images, for EC2's clients and for people:", newCatalog(a), newAccounts(a), newKeys(a))
+	group("This program:", newConfig(a), newVersion(a))
+	root.AddCommand(newMan(a), newOptionsTable(a))
+	root.SetHelpCommandGroupID("This program:")
+	root.SetCompletionCommandGroupID("This program:")
 	root.AddCommand(refusedCommands(a)...)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
