@@ -108,6 +108,7 @@ type creation struct {
 
 	traced    *traced              // nil: nothing is known of boots
 	firstOnly map[filetree.ID]bool // files of the parent's of which only what a boot reads is read again
+	known     chunked.Known        // what is stored
 	unsure    map[filetree.ID]bool // files that Emit reported
 	matches   *ext4.Matches
 	fresh     int    // files that are read, for the layout has to vouch for them anew
@@ -171,8 +172,8 @@ func createImage(ctx context.Context, o ImageOptions, r Reporter) (res *ImageRes
 	return c.res, nil
 }
 
-// plan scans the volume while the version before is found and read, and plans
-// the image when both are there.
+// plan scans the volume while the version before, and what else is stored, is
+// found and read, and plans the image when both are done.
 func (c *creation) plan(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	read := make(chan error, 1)
@@ -181,6 +182,9 @@ func (c *creation) plan(ctx context.Context) error {
 		var err error
 		if note, err = c.openParent(ctx); err == nil {
 			c.traced, err = c.openTrace(ctx)
+		}
+		if err == nil {
+			c.known, err = c.run.Known(ctx)
 		}
 		if err != nil {
 			stop(err) // there is no use in scanning to the end

@@ -29,10 +29,6 @@ const (
 // write stores the image's content and returns what Publish needs.
 func (c *creation) write(ctx context.Context, started filetree.Time) (*chunked.Result, *chunked.Manifest, error) {
 	v, o := c.volume, &c.o
-	known, err := c.run.Known(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
 	if c.parent != nil {
 		c.matches = v.Plan.Recognise(c.parent.layout)
 	}
@@ -42,7 +38,7 @@ func (c *creation) write(ctx context.Context, started filetree.Time) (*chunked.R
 	}
 	c.sink.Sink = c.run
 	wo := chunked.WriterOptions{
-		Domain: c.domain.Domain, Owner: o.Owner, Sink: &c.sink, Known: known, Level: c.compression(toRead),
+		Domain: c.domain.Domain, Owner: o.Owner, Sink: &c.sink, Known: c.known, Level: c.compression(toRead),
 		UsableIndex: c.run.UsableIndex, UsablePack: c.run.UsablePack,
 	}
 	if o.Level == nil {
