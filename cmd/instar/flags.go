@@ -156,6 +156,14 @@ func (f flags) list(p *[]string, name, short, usage string, of origin, test stri
 	return f.add((*list)(p), name, short, usage, of, test)
 }
 
+// lines is an option that may be given several times, each time with one value
+// that may hold anything.
+type lines []string
+
+func (v *lines) String() string     { return strings.Join(*v, " ") }
+func (v *lines) Type() string       { return "list" }
+func (v *lines) Set(s string) error { *v = append(*v, s); return nil }
+
 // choice is an option with a fixed set of arguments.
 type choice struct {
 	p    *string

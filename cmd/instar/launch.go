@@ -20,6 +20,7 @@ import (
 	"github.com/instar-image/instar/initrd/boot"
 	"github.com/instar-image/instar/initrd/launch"
 	"github.com/instar-image/instar/metadata"
+	"github.com/instar-image/instar/upload/catalog"
 	"github.com/instar-image/instar/upload/images"
 )
 
@@ -35,6 +36,8 @@ type launchOptions struct {
 	sign                         string
 	disk, kernel, modules, init  string
 	sshKeys                      []string
+	keyPairs, parameters         []string
+	pairs                        []metadata.PublicKey // of keyPairs
 	userData, hostname, id, user string
 	memory, cpus, port           int
 	diskSize                     int64
@@ -44,7 +47,7 @@ type launchOptions struct {
 
 func newLaunch(a *app) *cobra.Command {
 	var o launchOptions
-	const test, testLazy, testRecord = "TestLaunch", "TestLaunchLazy", "TestRecordTrace"
+	const test, testLazy, testRecord, testCatalog = "TestLaunch", "TestLaunchLazy", "TestRecordTrace", "catalog-launch"
 	cmd := a.command("launch", "boot a bundle or an image in a virtual machine here, with your SSH key in it", `
 Opens a bundle (signature first, every part before it is decrypted) or an Instar
 image, or takes the disk image of --disk, and boots it in QEMU with a metadata server of its own: with your SSH keys, hostname and user
@@ -66,6 +69,11 @@ signs that as the image's boot trace, with this machine's key or --sign, and end
 the machine. Later lazy boots fetch it ahead, and "create-image --boot-trace"
 lays it out together. Log in meanwhile, and what that reads is in it, too.
 
+An image that is registered in the store's catalog is named by its id, ami-…, or
+its name there. What it wants to know is checked, and asked for where --parameter
+does not say it; the machine finds it in /etc/instar/parameters, and the image's
+files in their places.
+
 The kernel is the newest in the image's /boot, which debugfs (e2fsprogs) reads;
 for an image that is partitioned, not ext4, or without a kernel,
 --kernel-file and --modules name one.`, `
@@ -75,7 +83,7 @@ for an image that is partitioned, not ext4, or without a kernel,
   instar launch web-1 --store s3://images/fleet --record-trace --ssh-key ~/.ssh/id_ed25519.pub
   instar launch --disk root.img --ssh-key key.pub --user-data setup.sh --memory 2048`,
 		func(ctx context.Context) error { return runLaunch(ctx, a, &o) })
-	cmd.Use = "launch [BUNDLE | IMAGE]"
+	cmd.Use = "launch [BUNDLE | IMAGE | ID]"
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if err := atMostArgs(a, 1, "launch takes one bundle or image")(cmd, args); err != nil || len(args) == 0 {
 			return err
@@ -94,6 +102,8 @@ for an image that is partitioned, not ext4, or without a kernel,
 	completeFiles(cmd, "identity")
 	f.text(&o.signers, "signers", "", "of Instar images: believe whom the allowed_signers `FILE` lists", ofUs, testLazy)
 	completeFiles(cmd, "signers")
+	f.list(&o.keyPairs, "key-pair", "", "put the catalog's key pair `NAME` in for the login user, as --ssh-key; may be repeated", ofUs, testCatalog)
+	f.add((*lines)(&o.parameters), "parameter", "", "of a registered image: the parameter `NAME=VALUE`; may be repeated", ofUs, testCatalog)
 	f.text(&o.disk, "disk", "", "boot the disk image `FILE` instead of a bundle; with --lazy: fill it", ofUs, test)
 	completeFiles(cmd, "disk")
 	f.yes(&o.keep, "keep", "", "with --disk: what the machine writes stays in the file", ofUs, test)
@@ -138,7 +148,8 @@ func (o *launchOptions) name(bundle string) error {
 		return nil
 	}
 	if !strings.HasSuffix(bundle, ".manifest.xml") {
-		if _, err := images.ParseRef(bundle); err == nil {
+		_, err := images.ParseRef(bundle)
+		if err == nil || catalog.CheckName(bundle) == nil {
 			o.image, o.bundle = bundle, ""
 			return nil
 		}
@@ -235,7 +246,7 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	if o.bundle+o.image != "" && o.disk != "" && !o.lazy {
 		return usagef("both %q and --disk are named", o.bundle+o.image)
 	}
-	if o.image == "" && (o.lazy || o.store != "") {
+	if o.image == "" && (o.lazy || o.store != "" && len(o.keyPairs) == 0) {
 		return usagef("--lazy and --store are for an Instar image, which is to be named")
 	}
 	if err := o.checkRecord(); err != nil {
@@ -247,13 +258,22 @@ func runLaunch(ctx context.Context, a *app, o *launchOptions) (err error) {
 	if (o.kernel == "") != (o.modules == "") {
 		return usagef("--kernel-file and --modules go together")
 	}
-	if len(o.sshKeys) == 0 && o.userData == "" {
+	if len(o.sshKeys) == 0 && len(o.keyPairs) == 0 && o.userData == "" {
 		a.ui.Warn("neither --ssh-key nor --user-data: the machine will be what it was, without a way in of yours", nil)
+	}
+	m, err := o.registered(ctx, a)
+	if err != nil {
+		return err
 	}
 	in, err := o.instance()
 	if err != nil {
 		return err
 	}
+	if in.UserData, err = o.arguments(a, m, in.UserData); err != nil {
+		return err
+	}
+	ancestry(&in, m)
+	in.PublicKeys = append(in.PublicKeys, o.pairs...)
 	// What is lacking here is said before anything is fetched.
 	if err := launch.Check(launch.Options{Arch: o.arch, Accel: o.accel, SSHPort: o.port}); err != nil {
 		return err
