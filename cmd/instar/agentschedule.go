@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -102,6 +103,7 @@ func newScheduleAdd(a *app, kind task.Kind) *cobra.Command {
 		jitter    string
 		noCatchUp bool
 		replace   bool
+		program   string
 	)
 	what, eg := "images", "  instar agent schedule add create-image nightly --on '*-*-* 03:00' --jitter 30m --name web-1 --store s3://images/fleet --keep-daily 7"
 	if kind == task.Bundle {
@@ -126,6 +128,12 @@ options are those of "instar agent ctl start `+string(kind)+`".`, eg, 1, 1, func
 			}
 		}
 		m := a.schedules()
+		if program != "" {
+			if !filepath.IsAbs(program) {
+				return usagef("--program %q: give an absolute path", program)
+			}
+			m.Program = program
+		}
 		if err := m.Add(ctx, s, replace); err != nil {
 			return scheduleError(err)
 		}
@@ -137,6 +145,7 @@ options are those of "instar agent ctl start `+string(kind)+`".`, eg, 1, 1, func
 	f.text(&jitter, "jitter", "", "delay the runs by up to `TIME`, by the same each time: 30m", ofUs, test)
 	f.yes(&noCatchUp, "no-catch-up", "", "leave out what was due while the machine was off", ofUs, test)
 	f.yes(&replace, "update", "", "put it in the place of a schedule of the same name", ofUs, test)
+	f.text(&program, "program", "", "the schedule's service runs `PATH`; default this program", ofUs, test)
 	o.add(cmd, "agent")
 	return cmd
 }
