@@ -43,6 +43,7 @@ bench:                 ## figures against the peers, with targets (BENCH_ARGS=â€
 	go run -buildvcs=false ./test/bench/metadata
 	go run -buildvcs=false ./test/bench/boot
 	go run -buildvcs=false ./test/bench/lazy
+	go run -buildvcs=false ./test/bench/agent
 
 evidence:              ## the long campaigns, with counts
 	test/run evidence
