@@ -23,22 +23,26 @@ type UnitOptions struct {
 }
 
 // confined is what the stages need not do. User data is the machine owner's
-// own program: it is not confined.
-const confined = `PrivateTmp=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectClock=yes
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+// own program: it is not confined. RestrictSUIDSGID= is not among it: it takes
+// openat2 away, by which paths are kept inside the root.
+const confined = apart + `RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
 RestrictNamespaces=yes
 RestrictRealtime=yes
-RestrictSUIDSGID=yes
 LockPersonality=yes
 MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
 NoNewPrivileges=yes
 CapabilityBoundingSet=%s
+`
+
+// apart gives a stage a view of the filesystems of its own. The stage network
+// mounts something for all to see: it has none.
+const apart = `PrivateTmp=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
 `
 
 // Units are the files that run the stages in their order when a machine starts:
@@ -71,7 +75,8 @@ func Units(o UnitOptions) []Unit {
 	units := []Unit{
 		unit(Network, "Identity of this machine from metadata",
 			"Wants=network-online.target\nAfter=network-online.target local-fs.target\nBefore=ssh.service sshd.service\n",
-			fmt.Sprintf("TimeoutStartSec=%d\n", int(o.Wait.Seconds())+120)+fmt.Sprintf(confined, "CAP_SYS_ADMIN CAP_DAC_OVERRIDE CAP_CHOWN CAP_FOWNER")),
+			fmt.Sprintf("TimeoutStartSec=%d\n", int(o.Wait.Seconds())+120)+
+				fmt.Sprintf(strings.TrimPrefix(confined, apart), "CAP_SYS_ADMIN CAP_DAC_OVERRIDE CAP_CHOWN CAP_FOWNER")),
 		unit(Keys, "SSH keys of this machine from metadata",
 			network+"Before=ssh.service sshd.service\n",
 			"TimeoutStartSec=120\n"+fmt.Sprintf(confined, keyPowers)),

@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -89,6 +90,19 @@ func (h *hierarchy) machineIDOfThisBoot() (string, bool) {
 		return "", false
 	}
 	return id, true
+}
+
+// keepMachineID shows the running system the machine-id it started with, by a
+// mount over the new one: the journal's files, for one, are named by it.
+func keepMachineID(root, run string, old []byte) error {
+	if err := writeRun(run, "instar/machine-id", old, 0o755, 0o444); err != nil {
+		return fmt.Errorf("keeping the machine-id until the next boot: %w", err)
+	}
+	at := filepath.Join(root, "etc/machine-id")
+	if err := unix.Mount(filepath.Join(run, "instar/machine-id"), at, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("keeping the machine-id until the next boot: mounting over %s: %w", at, err)
+	}
+	return nil
 }
 
 // freshHostKeys removes the SSH host keys of the root and makes new ones: of

@@ -52,7 +52,8 @@ type Options struct {
 	// Steps are what is done of it; nil: everything.
 	Steps []Step
 	// Live says that Root is the running system's: the kernel gets the hostname
-	// too, and a machine-id that was made in this boot stays.
+	// too, and the machine-id is what it was until the next boot; one that was
+	// made in this boot stays.
 	Live bool
 }
 
@@ -110,8 +111,12 @@ func Apply(ctx context.Context, o Options, in Instance) (*Result, error) {
 		name Step
 		do   func() error
 	}{
-		{StepIdentity, a.identity}, {StepHostname, a.hostname}, {StepFstab, a.fstab},
-		{StepKeys, a.keys}, {StepFacts, a.facts}, {StepUserData, a.userData},
+		{StepIdentity, a.identity},
+		{StepHostname, a.hostname},
+		{StepFstab, a.fstab},
+		{StepKeys, a.keys},
+		{StepFacts, a.facts},
+		{StepUserData, a.userData},
 	} {
 		if o.Steps != nil && !slices.Contains(o.Steps, step.name) {
 			continue
@@ -204,11 +209,23 @@ func (a *application) machineID() (string, error) {
 			return id, nil
 		}
 	}
+	if !a.o.Live {
+		id, err := a.h.freshMachineID()
+		if err == nil {
+			a.say(false, "fresh machine-id %s", id)
+		}
+		return id, err
+	}
+	old, err := a.h.ReadFile("/etc/machine-id")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("reading the machine-id: %w", err)
+	}
 	id, err := a.h.freshMachineID()
-	if err == nil && a.o.Live {
+	if err == nil && len(old) > 0 {
+		err = keepMachineID(a.o.Root, a.o.Run, old)
+	}
+	if err == nil {
 		a.say(false, "fresh machine-id %s, from the next boot on", id)
-	} else if err == nil {
-		a.say(false, "fresh machine-id %s", id)
 	}
 	return id, err
 }

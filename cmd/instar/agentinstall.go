@@ -180,6 +180,17 @@ func runAgentUninstall(ctx context.Context, a *app, root string, purge bool) err
 			return failf(exitFile, "removing the tasks' history: %w", err)
 		}
 	}
+	m := a.schedules()
+	if root != "" {
+		m.Root = root
+	}
+	left, err := m.List()
+	if err != nil {
+		a.ui.Warn(err.Error(), nil)
+	}
+	for _, s := range left {
+		a.ui.Warn(fmt.Sprintf("the schedule %s stays and finds no agent: \"instar agent schedule remove %s\" ends it", s.Name, s.Name), ui.Fields{"schedule": s.Name})
+	}
 	text := "Removed " + strings.Join(names, ", ")
 	if len(names) == 0 {
 		text = "No units of the agent are installed"

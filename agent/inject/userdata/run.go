@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/instar-image/instar/agent/inject/journal"
 )
 
@@ -120,6 +122,11 @@ func runScript(ctx context.Context, o Options, n int, data []byte) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	done, err := allowPrograms(dir)
+	if err != nil {
+		return err
+	}
+	defer done()
 	name := filepath.Join(dir, fmt.Sprintf("part-%03d", n))
 	if err := os.Remove(name); err != nil && !os.IsNotExist(err) {
 		return err
@@ -129,6 +136,23 @@ func runScript(ctx context.Context, o Options, n int, data []byte) error {
 	}
 	defer os.Remove(name)
 	return o.run(ctx, []string{name}, nil)
+}
+
+// allowPrograms makes dir a place that programs may be started from: Debian's
+// initrd mounts /run without. A tmpfs over dir is gone again after done.
+func allowPrograms(dir string) (done func(), err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return nil, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if st.Flags&unix.ST_NOEXEC == 0 {
+		return func() {}, nil
+	}
+	if err := unix.Mount("instar", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700,size=16m"); err != nil {
+		return nil, fmt.Errorf("%s is mounted noexec, and no tmpfs can be mounted over it: %w", dir, err)
+	}
+	// A script that left something running keeps it until that ends.
+	return func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }, nil
 }
 
 func (o Options) loginUser() string {

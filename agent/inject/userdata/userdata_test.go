@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/agent/inject/journal"
 )
@@ -399,6 +400,25 @@ func TestScripts(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(o.Dir, "scripts", "*")); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
+	}
+}
+
+// TestScriptsWhereRunIsNoexec is a /run as Debian's initrd mounts it.
+func TestScriptsWhereRunIsNoexec(t *testing.T) {
+	o, _ := newOptions(t)
+	o.Exec = nil
+	var out bytes.Buffer
+	o.Output = &out
+	must(t, unix.Mount("tmpfs", o.Dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID, "size=1m"))
+	t.Cleanup(func() { unix.Unmount(o.Dir, unix.MNT_DETACH) })
+	must(t, Run(t.Context(), o, []byte(mimeOf("Content-Type: text/x-shellscript", "#!/bin/sh\necho one\n", "Content-Type: text/x-shellscript", "#!/bin/sh\necho two\n"))))
+	if got := out.String(); got != "one\ntwo\n" {
+		t.Errorf("output %q", got)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	must(t, err)
+	if strings.Contains(string(mounts), filepath.Join(o.Dir, "scripts")) {
+		t.Error("a mount is left behind")
 	}
 }
 

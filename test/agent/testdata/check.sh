@@ -31,9 +31,16 @@ task() { instar agent ctl show "$1" | grep -qE "$2"; }
 reading() { task "$1" '"percent": [1-9]'; }
 tasks() { instar agent ctl list --json | grep "$1" | grep -q "$2"; }
 
+stages() {
+	local s
+	for s in network keys userdata final; do
+		systemctl -q is-active "instar-boot-$s.service" || { journalctl --no-pager -o cat -u 'instar-boot-*' | tail -n 15; return 1; }
+	done
+}
+
 first() {
 	check agent-runs until_ systemctl -q is-active instar-agent.service
-	check boot-stages systemctl -q is-active instar-boot-{network,keys,userdata,final}.service
+	check boot-stages stages
 	check hostname test "$(hostname) $(cat /etc/hostname)" = "web-1 web-1"
 	check key-injected grep -q laptop /home/admin/.ssh/authorized_keys
 	check key-is-the-users test "$(stat -c '%U %a' /home/admin/.ssh/authorized_keys)" = "admin 600"
@@ -81,6 +88,8 @@ first() {
 	check watchdog-said bash -c 'journalctl -u instar-agent.service | grep -qi watchdog'
 
 	# The user data's secret is nowhere but where root reads it.
+	check journal-is-kept bash -c 'journalctl -o export | grep -qa instar-boot-userdata'
+	cp /etc/machine-id $state/
 	check secret-is-known grep -rqa 'hun[t]er2' /root/secret
 	rm /root/secret
 	check no-secret-in-the-journal bash -c '! journalctl -a -o export | grep -qa "hun[t]er2"'
@@ -105,6 +114,7 @@ second() {
 	check agent-runs-again until_ systemctl -q is-active instar-agent.service
 	check user-data-ran-once test "$(cat /var/lib/ran)" = x
 	check host-key-is-the-same cmp $state/ssh_host_ed25519_key.pub /etc/ssh/ssh_host_ed25519_key.pub
+	check machine-id-is-new not cmp $state/machine-id /etc/machine-id
 	check interrupted-task-completes until_ task "$id" '"state": "complete"'
 	check interrupted-task-was-begun-again test "$(instar agent ctl show "$id" | grep -c '"started"')" = 2
 	check catch-up until_ tasks '"schedule":"nightly"' '"state":"complete"'
