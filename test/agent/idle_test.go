@@ -1,3 +1,4 @@
+// Package agent runs the installed agent as a machine would, and watches it.
 package agent
 
 import (
@@ -15,6 +16,13 @@ import (
 
 	"github.com/instar-image/instar/test/instar"
 )
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
 
 // switches are how often the threads of a process gave up a CPU by themselves:
 // each wake-up is one.
