@@ -15,8 +15,11 @@ func TestReads(t *testing.T) {
 		r.Note(x[0], x[1])
 	}
 	want := []chunked.Range{
-		{Position: 5 * readBlock, Length: 3 * readBlock}, {Position: 0, Length: readBlock}, {Position: 8 * readBlock, Length: readBlock},
-		{Position: 127 * readBlock, Length: readBlock}, {Position: 50 * readBlock, Length: readBlock},
+		{Position: 5 * readBlock, Length: 3 * readBlock},
+		{Position: 0, Length: readBlock},
+		{Position: 8 * readBlock, Length: readBlock},
+		{Position: 127 * readBlock, Length: readBlock},
+		{Position: 50 * readBlock, Length: readBlock},
 	}
 	if got := r.End(); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
