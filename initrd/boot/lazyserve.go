@@ -7,11 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/netip"
 	"os"
 	"runtime/debug"
-	"slices"
 	"time"
 
 	"github.com/instar-image/instar/bundle/chunked"
@@ -256,6 +256,23 @@ func (s *cacheSource) ReadIndex(ctx context.Context, n chunked.Name, size int64)
 	return s.c.Get(ctx, chunked.IndexObjectKey(n), size)
 }
 
+// maxPrefetch is how much of a trace is fetched without regard to what the
+// system does meanwhile, in bytes: one that names more is of no boot.
+const maxPrefetch = 256 << 20
+
+// firstOf gives ranges up to so many bytes.
+func firstOf(ranges []chunked.Range, left int64) iter.Seq[chunked.Range] {
+	return func(yield func(chunked.Range) bool) {
+		for _, r := range ranges {
+			r.Length = min(r.Length, left)
+			if r.Length <= 0 || !yield(r) {
+				return
+			}
+			left -= r.Length
+		}
+	}
+}
+
 // prefetch fetches what a boot of the image is known to read, by the image's
 // trace. That is only a hint: without it nothing is amiss.
 func (c *lazyConfig) prefetch(ctx context.Context, dev *lazyroot.Device, f *fetcher, say func(string, ...any)) {
@@ -268,7 +285,7 @@ func (c *lazyConfig) prefetch(ctx context.Context, dev *lazyroot.Device, f *fetc
 		t, err = c.openTrace(object)
 	}
 	if err == nil {
-		err = dev.Prefetch(ctx, slices.Values(t.Ranges))
+		err = dev.Prefetch(ctx, firstOf(t.Ranges, maxPrefetch))
 	}
 	if err != nil {
 		say("root: what a boot reads is not fetched before it is asked for: %v", err)
