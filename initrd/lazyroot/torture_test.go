@@ -226,6 +226,9 @@ func memfd(t testing.TB) *os.File {
 
 // operations is how many a test does: few, or those of an evidence run.
 func operations(few, many int64) int64 {
+	if raced {
+		return few / 20
+	}
 	if os.Getenv("INSTAR_EVIDENCE") != "" {
 		return many
 	}

@@ -15,13 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/instar-image/instar/initrd/lazyroot"
 	"github.com/instar-image/instar/initrd/lazyroot/internal/lazytest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func device(t testing.TB, s *lazytest.Store, disk lazyroot.Disk) *lazyroot.Device {
 	t.Helper()

@@ -1,0 +1,5 @@
+//go:build !race
+
+package lazyroot
+
+const raced = false

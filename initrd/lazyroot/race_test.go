@@ -1,0 +1,6 @@
+//go:build race
+
+package lazyroot
+
+// raced: the race detector watches, ten times slower.
+const raced = true
