@@ -1,8 +1,6 @@
 package catalog
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/xml"
 	"fmt"
 	"io"
@@ -11,10 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/aws/aws-sdk-go-v2/aws"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
 	"github.com/instar-image/instar/upload/catalog"
 )
@@ -195,31 +189,6 @@ func TestWebPage(t *testing.T) {
 		}
 		w.chromium(t, w.url+c.path, filepath.Join(dir, c.name+".png"), args...)
 	}
-}
-
-// api makes a request of the API, which must be answered well.
-func (w *world) api(t *testing.T, form string) string {
-	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), "POST", w.url, strings.NewReader(form))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
-	sum := sha256.Sum256([]byte(form))
-	creds := aws.Credentials{AccessKeyID: "AKALICE", SecretAccessKey: "alice-secret-key"}
-	if err := v4.NewSigner().SignHTTP(t.Context(), creds, r, hex.EncodeToString(sum[:]), "ec2", region, time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %d %v %s", form, res.StatusCode, err, b)
-	}
-	return string(b)
 }
 
 // modify changes a record as its owner, through the store.

@@ -35,7 +35,7 @@ func TestDocs(t *testing.T) {
 // service is locked in.
 func TestUnit(t *testing.T) {
 	units := t.TempDir()
-	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket", "instar-cache.service"} {
+	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket", "instar-cache.service", "instar-catalog.service"} {
 		text, err := os.ReadFile("../../docs/systemd/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -45,7 +45,7 @@ func TestUnit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"instar-metadata.service", "instar-cache.service"} {
+	for _, name := range []string{"instar-metadata.service", "instar-cache.service", "instar-catalog.service"} {
 		out := sh(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", filepath.Join(units, name))
 		_, level, ok := strings.Cut(out, "Overall exposure level for "+name+": ")
 		var exposure float64
@@ -54,7 +54,7 @@ func TestUnit(t *testing.T) {
 		}
 		t.Logf("%s: exposure %.1f", name, exposure)
 	}
-	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket", "instar-cache.service"} {
+	for _, name := range []string{"instar-metadata.service", "instar-metadata.socket", "instar-cache.service", "instar-catalog.service"} {
 		verify := exec.Command("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", filepath.Join(units, name))
 		out, err := verify.CombinedOutput()
 		for line := range strings.Lines(string(out)) {
