@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -172,4 +173,77 @@ func TestCancelled(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	record(t, c, alice, "after")
+}
+
+// careless takes conditions and writes all the same, as some servers do.
+type careless struct{ *memStore }
+
+func (s careless) Put(ctx context.Context, key string, body io.ReaderAt, size int64, o upload.PutOptions) (upload.Object, error) {
+	o.IfMatch, o.IfNoneMatch = "", false
+	return s.memStore.Put(ctx, key, body, size, o)
+}
+
+// TestConditional: a store on which a compare-and-swap loses what others wrote
+// keeps no catalog, not even one that is there already.
+func TestConditional(t *testing.T) {
+	mem, signer := newMemory(), testSigner(t)
+	bad := func() *Catalog { return open(t, careless{mem.client(nil)}, signer, nil) }
+	if err := bad().Create(t.Context(), "test-1"); !errors.Is(err, ErrConditional) {
+		t.Fatalf("%v", err)
+	}
+	if err := open(t, mem.client(nil), signer, nil).Create(t.Context(), "test-1"); err != nil {
+		t.Fatal(err)
+	}
+	before := len(mem.snapshot())
+	if err := bad().Renew(t.Context()); !errors.Is(err, ErrConditional) {
+		t.Fatalf("%v", err)
+	}
+	if after := len(mem.snapshot()); after != before {
+		t.Errorf("%d objects, %d were there", after, before)
+	}
+}
+
+// TestCollect: what interrupted changes left goes, what the catalog needs stays.
+func TestCollect(t *testing.T) {
+	mem, signer := newMemory(), testSigner(t)
+	c := open(t, mem.client(nil), signer, nil)
+	if err := c.Create(t.Context(), "test-1"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 40 {
+		record(t, c, alice, fmt.Sprintf("image-%d", i))
+	}
+	if n := len(mem.snapshot()); n > 2*(keptStates+3) {
+		t.Errorf("%d objects after 40 changes: those of old states stay", n)
+	}
+	var cuts int
+	for at := range 12 {
+		n := 0
+		cut := open(t, mem.client(func(op, key string, done bool) error {
+			if n++; n > at {
+				return errKilled
+			}
+			return nil
+		}), signer, nil)
+		if err := cut.Renew(t.Context()); err != nil {
+			cuts++
+		}
+	}
+	if cuts == 0 {
+		t.Fatal("nothing was cut")
+	}
+	mem.set(DataFold+"left", []byte("x"))
+	dry, err := c.Collect(t.Context(), true)
+	if err != nil || dry.Objects == 0 {
+		t.Fatalf("%+v, %v", dry, err)
+	}
+	if _, err := c.Collect(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := c.Collect(t.Context(), true); err != nil || again.Objects != 0 {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if err := read(t.Context(), open(t, mem.client(nil), signer, nil)); err != nil {
+		t.Error(err)
+	}
 }

@@ -205,12 +205,12 @@ func (c *Catalog) prepare(ctx context.Context, v *View, changes map[string]*entr
 		return nil, err
 	}
 	p := &prepared{commit: id, fresh: map[chunked.Name]*page{}}
-	r := &root{Region: v.head.Region, Sequence: v.head.Sequence + 1, Commits: append(slices.Clone(v.root.Commits), id), Retired: slices.Clone(v.root.Retired)}
+	r := &root{Region: v.head.Region, Sequence: v.head.Sequence + 1, Commits: append(slices.Clone(v.root.Commits), id), Retired: slices.Clone(v.root.Retired), Pages: []pageRef{}}
 	if n := len(r.Commits); n > keptIDs {
 		r.Commits = r.Commits[n-keptIDs:]
 	}
 	objects := map[chunked.Name][]byte{}
-	var retired []chunked.Name
+	retired := []chunked.Name{}
 	if v.head.Sequence > 0 {
 		retired = append(retired, v.head.Root)
 	}
