@@ -180,7 +180,7 @@ const undoTries = 20
 func Undo(ctx context.Context, dir, id string, connect Connect) error {
 	r, err := readRecord(dir, id)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return forget(dir, id)
 	}
 	if err != nil {
 		return fmt.Errorf("undoing a standstill: %w", err)
@@ -199,8 +199,15 @@ func Undo(ctx context.Context, dir, id string, connect Connect) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("undoing a standstill: %w", err)
 	}
-	if err := os.Remove(recordPath(dir, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("undoing a standstill: %w", err)
+	return forget(dir, id)
+}
+
+// forget removes what is written down of a standstill, the record first.
+func forget(dir, id string) error {
+	for _, path := range []string{recordPath(dir, id), recordPath(dir, id) + ".new", planPath(dir, id), socketPath(dir, id)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("undoing a standstill: %w", err)
+		}
 	}
 	return nil
 }
