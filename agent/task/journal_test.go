@@ -143,8 +143,8 @@ func check(t *testing.T, path, said string, op sysfault.Op) {
 	}
 }
 
-// TestKilledAnywhere kills an agent before each of its operations on files.
-func TestKilledAnywhere(t *testing.T) {
+// TestKilledAtEveryOperation kills an agent before each of its operations on files.
+func TestKilledAtEveryOperation(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -168,9 +168,9 @@ func TestKilledAnywhere(t *testing.T) {
 	t.Logf("%d points", points)
 }
 
-// TestPowerCutAnywhere does the same with a filesystem that loses its power in
+// TestEveryPowerCut does the same with a filesystem that loses its power in
 // that moment: what was not durable is gone.
-func TestPowerCutAnywhere(t *testing.T) {
+func TestEveryPowerCut(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
