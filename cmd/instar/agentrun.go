@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -172,7 +173,7 @@ func (a *app) launcher(ctx context.Context, o *agentRunOptions, dir task.Dir, se
 	if set.SecretKeyFile != "" {
 		command = append(command, "--secret-key-file", set.SecretKeyFile)
 	}
-	return &task.Children{Dir: dir, Command: command, Env: os.Environ(), Stderr: os.Stderr}, func() {}, nil
+	return &task.Children{Dir: dir, Command: command, Env: withoutService(os.Environ()), Stderr: os.Stderr}, func() {}, nil
 }
 
 // workerEnv are the variables that a worker under systemd gets from the agent:
@@ -188,6 +189,15 @@ func workerEnv(getenv func(string) string) []string {
 		}
 	}
 	return env
+}
+
+// withoutService leaves out of an environment what systemd says to the agent
+// alone.
+func withoutService(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return slices.Contains([]string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "JOURNAL_STREAM", "INVOCATION_ID"}, name)
+	})
 }
 
 // alive proves that the agent works: its loop answers, and so does its socket.
