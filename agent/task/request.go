@@ -176,9 +176,19 @@ func (r *Request) checkTexts() error {
 	}
 	var errs []error
 	for _, f := range []struct{ what, s string }{
-		{"store", r.Store}, {"endpoint", r.Endpoint}, {"region", r.Region}, {"volume", r.Volume}, {"description", r.Description},
-		{"domain", r.Domain}, {"expires", r.Expires}, {"private-key", r.PrivateKey}, {"certificate", r.Certificate}, {"ec2-cert", r.EC2Cert},
-		{"user", r.User}, {"kernel-id", r.KernelID}, {"ramdisk-id", r.RamdiskID},
+		{"store", r.Store},
+		{"endpoint", r.Endpoint},
+		{"region", r.Region},
+		{"volume", r.Volume},
+		{"description", r.Description},
+		{"domain", r.Domain},
+		{"expires", r.Expires},
+		{"private-key", r.PrivateKey},
+		{"certificate", r.Certificate},
+		{"ec2-cert", r.EC2Cert},
+		{"user", r.User},
+		{"kernel-id", r.KernelID},
+		{"ramdisk-id", r.RamdiskID},
 	} {
 		errs = append(errs, one(f.what, f.s))
 	}

@@ -223,7 +223,8 @@ func noSuch(name string) *dbus.Error {
 func (m manager) StartTransientUnit(name, _ string, props []transient, _ []struct {
 	Name  string
 	Props []transient
-}) (dbus.ObjectPath, *dbus.Error) {
+},
+) (dbus.ObjectPath, *dbus.Error) {
 	s := m.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
