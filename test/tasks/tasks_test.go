@@ -422,6 +422,7 @@ func (h *host) held(id string, still func() bool) {
 // TestStandstillWithoutSystemd: two processes watch over each other, and the
 // agent over both.
 func TestStandstillWithoutSystemd(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	data := loopfs.Make(t, "ext4", 200<<20)
 	h := newHost(t, "--launcher", "child")
 	fill(t, data)
@@ -468,6 +469,7 @@ func TestStandstillWithoutSystemd(t *testing.T) {
 // TestPausedUpload: a request that breaks off because its task stood still is
 // made again.
 func TestPausedUpload(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	h := newHost(t, "--launcher", "child")
 	h.hasty.Store(true)
 	id := h.start(task.Request{Limits: &task.Limits{UploadRate: 512 << 10, Foreground: true}})
@@ -494,6 +496,7 @@ func TestPausedUpload(t *testing.T) {
 // TestKilledCaptureGoesOn: an image's capture that was killed with its agent is
 // begun again and uses what it has stored.
 func TestKilledCaptureGoesOn(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	h := newHost(t, "--launcher", "child")
 	id := h.start(task.Request{Limits: &task.Limits{UploadRate: 1 << 20}})
 	h.await(id, "reading", reading)
