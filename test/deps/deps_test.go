@@ -46,6 +46,7 @@ var forbidden = []struct {
 	{"upload", []string{"github.com/spf13/cobra"}},
 	{"metadata", []string{"github.com/spf13/cobra"}},
 	{"agent", []string{"github.com/spf13/cobra"}},
+	{"cmd/instar-init", []string{"github.com/hanwen/go-fuse"}},
 	{"initrd/boot", []string{"github.com/spf13/cobra", "github.com/aws"}},
 }
 
