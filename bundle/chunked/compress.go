@@ -40,8 +40,9 @@ func newPacker(l Level) (*packer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The digest is the checksum.
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1),
+	// The digest is the checksum. The window, which is as large as nearly all chunks
+	// may be, is memory of each encoder: 6 MiB by default.
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(BufferSize),
 		zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return nil, fmt.Errorf("start zstd: %w", err)

@@ -90,12 +90,12 @@ func runCreateImage(ctx context.Context, a *app, o *createImageOptions) error {
 const treeMemory = 250
 
 // limitMemory makes the collector hold a capture to what its plan takes now,
-// the writer's buffers with a third of room to gather garbage in, and what the
+// the writer's buffers with a quarter of room to gather garbage in, and what the
 // index of data bytes needs: about 100 bytes for each half MiB. A limit that
 // what lives comes near to would have it collect all the time. GOMEMLIMIT in the
 // environment has the last word.
 func limitMemory(data int64) {
-	const buffers = 150 << 20
+	const buffers = 140 << 20
 	limitGarbage(buffers)
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
