@@ -4,14 +4,9 @@ import (
 	"fmt"
 	"strings"
 	"time"
-)
 
-// Unit is a file for systemd.
-type Unit struct {
-	Name   string
-	Text   string
-	Enable bool // it has an [Install] section that is to take effect
-}
+	"github.com/instar-image/instar/agent/systemd"
+)
 
 // UnitOptions say what the units start.
 type UnitOptions struct {
@@ -48,7 +43,7 @@ ProtectClock=yes
 // Units are the files that run the stages in their order when a machine starts:
 // sshd waits for its host keys and for who may log in, nothing waits for user
 // data but multi-user.target.
-func Units(o UnitOptions) []Unit {
+func Units(o UnitOptions) []systemd.UnitFile {
 	command := func(stage Stage) string {
 		words := []string{o.Program, "agent", "boot", "--stage", string(stage)}
 		if o.Endpoint != "" {
@@ -61,18 +56,18 @@ func Units(o UnitOptions) []Unit {
 			words = append(words, "--wait", o.Wait.String())
 		}
 		for i, w := range words {
-			words[i] = quote(w)
+			words[i] = systemd.Quote(w)
 		}
 		return "ExecStart=" + strings.Join(words, " ") + "\n"
 	}
 	const console = "StandardOutput=journal+console\nStandardError=journal+console\n"
-	unit := func(stage Stage, description, order, service string) Unit {
-		return Unit{Name: "instar-boot-" + string(stage) + ".service", Enable: true, Text: "[Unit]\nDescription=" + description + " (Instar)\n" +
+	unit := func(stage Stage, description, order, service string) systemd.UnitFile {
+		return systemd.UnitFile{Name: "instar-boot-" + string(stage) + ".service", Enable: true, Text: "[Unit]\nDescription=" + description + " (Instar)\n" +
 			"Documentation=man:instar-agent-boot(1)\n" + order + "\n[Service]\nType=oneshot\nRemainAfterExit=yes\n" + command(stage) + console + service +
 			"\n[Install]\nWantedBy=multi-user.target\n"}
 	}
 	const network = "Requires=instar-boot-network.service\nAfter=instar-boot-network.service\n"
-	units := []Unit{
+	units := []systemd.UnitFile{
 		unit(Network, "Identity of this machine from metadata",
 			"Wants=network-online.target\nAfter=network-online.target local-fs.target\nBefore=ssh.service sshd.service\n",
 			fmt.Sprintf("TimeoutStartSec=%d\n", int(o.Wait.Seconds())+120)+
@@ -91,9 +86,9 @@ func Units(o UnitOptions) []Unit {
 	}
 	seconds := int(o.Sync.Seconds())
 	return append(units,
-		Unit{Name: "instar-keys.service", Text: "[Unit]\nDescription=Keep SSH keys in step with metadata (Instar)\nDocumentation=man:instar-agent-boot(1)\n" +
+		systemd.UnitFile{Name: "instar-keys.service", Text: "[Unit]\nDescription=Keep SSH keys in step with metadata (Instar)\nDocumentation=man:instar-agent-boot(1)\n" +
 			"After=instar-boot-keys.service\n\n[Service]\nType=oneshot\n" + command(Keys) + "TimeoutStartSec=120\n" + fmt.Sprintf(confined, keyPowers)},
-		Unit{Name: "instar-keys.timer", Enable: true, Text: "[Unit]\nDescription=Keep SSH keys in step with metadata (Instar)\nDocumentation=man:instar-agent-boot(1)\n\n" +
+		systemd.UnitFile{Name: "instar-keys.timer", Enable: true, Text: "[Unit]\nDescription=Keep SSH keys in step with metadata (Instar)\nDocumentation=man:instar-agent-boot(1)\n\n" +
 			fmt.Sprintf("[Timer]\nOnActiveSec=%d\nOnUnitInactiveSec=%d\nRandomizedDelaySec=%d\n", seconds, seconds, seconds/5) +
 			"\n[Install]\nWantedBy=timers.target\n"},
 	)
@@ -101,13 +96,3 @@ func Units(o UnitOptions) []Unit {
 
 // keyPowers are for becoming the user whose keys are written.
 const keyPowers = "CAP_DAC_OVERRIDE CAP_CHOWN CAP_FOWNER CAP_SETUID CAP_SETGID"
-
-// quote makes one word of a command line of systemd's (systemd.service(5),
-// "Command lines"): specifiers and variables in it are none.
-func quote(word string) string {
-	word = strings.NewReplacer("%", "%%", "$", "$$", `\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(word)
-	if word == "" || strings.ContainsAny(word, " \t'\";\\") {
-		return `"` + word + `"`
-	}
-	return word
-}

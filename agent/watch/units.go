@@ -1,13 +1,10 @@
 package watch
 
-import "strings"
+import (
+	"strings"
 
-// Unit is a file for systemd.
-type Unit struct {
-	Name   string
-	Text   string
-	Enable bool // it has an [Install] section that is to take effect
-}
+	"github.com/instar-image/instar/agent/systemd"
+)
 
 const hooksUnit = `[Unit]
 Description=Hooks of the task %i (Instar)
@@ -43,10 +40,10 @@ const NoticesUnit = "instar-notices.service"
 // HooksUnit is the service that runs the hooks of a task.
 func HooksUnit(id string) string { return "instar-hooks@" + id + ".service" }
 
-// Units are the files for hooks and notices; program is instar's absolute path, as
-// a word of systemd's command lines.
-func Units(program string) []Unit {
-	return []Unit{
+// Units are the files for hooks and notices; program is instar's absolute path.
+func Units(program string) []systemd.UnitFile {
+	program = systemd.Quote(program)
+	return []systemd.UnitFile{
 		{Name: "instar-hooks@.service", Text: strings.ReplaceAll(hooksUnit, "PROGRAM", program)},
 		{Name: NoticesUnit, Text: strings.ReplaceAll(noticesUnit, "PROGRAM", program), Enable: true},
 	}

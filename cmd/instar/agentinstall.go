@@ -73,9 +73,9 @@ func runAgentInstall(ctx context.Context, a *app, o *agentInstallOptions) error 
 		return err
 	}
 	units := systemd.AgentUnits(program)
-	for _, u := range watch.Units(systemd.Quote(program)) {
+	for _, u := range watch.Units(program) {
 		if !u.Enable || o.notices {
-			units = append(units, systemd.UnitFile(u))
+			units = append(units, u)
 		}
 	}
 	if o.boot {
@@ -87,9 +87,7 @@ func runAgentInstall(ctx context.Context, a *app, o *agentInstallOptions) error 
 			}
 			uo.Sync = d
 		}
-		for _, u := range boot.Units(uo) {
-			units = append(units, systemd.UnitFile(u))
-		}
+		units = append(units, boot.Units(uo)...)
 	} else if o.metadata != "" || o.user != "" || o.sync != "" {
 		return usagef("--metadata, --user and --sync-keys go with --boot")
 	}
