@@ -17,7 +17,7 @@ func TestIDsAreNeverUsedAgain(t *testing.T) {
 	if err := c.Create(t.Context(), "test-1"); err != nil {
 		t.Fatal(err)
 	}
-	ops := count(t, "INSTAR_CATALOG_OPS", 100_000)
+	ops := count(t, "INSTAR_CATALOG_OPS", 100_000, 1_000_000)
 	const workers = 1024
 	var mu sync.Mutex
 	seen := map[string]bool{} // true: deregistered

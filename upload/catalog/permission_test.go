@@ -134,7 +134,7 @@ func TestPermissionsAgainstOracle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range count(t, "INSTAR_CATALOG_QUESTIONS", 100_000) {
+	for i := range count(t, "INSTAR_CATALOG_QUESTIONS", 100_000, 1_000_000) {
 		who := accounts[r.IntN(3)]
 		if i%50 == 0 { // a change
 			call := Call{Account: who}
