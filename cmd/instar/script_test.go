@@ -18,7 +18,9 @@ import (
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
+	"github.com/moby/sys/mountinfo"
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // The program is tested as a black box: scripts in testdata/script run it under
@@ -69,6 +71,7 @@ func TestScript(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			s3 := httptest.NewServer(gofakes3.New(s3mem.New()).Server())
 			env.Defer(s3.Close)
+			env.Defer(func() { unmountBelow(t, env.WorkDir) })
 			imds := httptest.NewServer(http.HandlerFunc(serveMetadata))
 			env.Defer(imds.Close)
 			for _, d := range []string{"home", "etc", "tmp"} {
@@ -94,6 +97,19 @@ func TestScript(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "jsonlines": jsonLines, "waitsocket": waitSocket},
 	})
+}
+
+// unmountBelow unmounts what a script that failed has left.
+func unmountBelow(t *testing.T, dir string) {
+	list, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, m := range list {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // exits runs a command that must end with the given exit status.
