@@ -23,6 +23,20 @@ type units struct {
 	broken int // so many calls fail
 }
 
+// all are the calls so far.
+func (u *units) all() []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.calls)
+}
+
+// is is a unit's state.
+func (u *units) is(name string) string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.state[name]
+}
+
 func (u *units) connect(context.Context) (quiesce.Units, func(), error) { return u, func() {}, nil }
 
 func (u *units) do(call, name, state string) error {
@@ -72,15 +86,15 @@ func TestStandstill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"stop a", "stop b", "freeze d"}; !slices.Equal(u.calls, want) {
-		t.Errorf("%q, want %q", u.calls, want)
+	if want := []string{"stop a", "stop b", "freeze d"}; !slices.Equal(u.all(), want) {
+		t.Errorf("%q, want %q", u.all(), want)
 	}
 	if err := errors.Join(h.End(), <-ended); err != nil {
 		t.Fatal(err)
 	}
 	// Undone in the other order, and what was off stays off.
-	if want := []string{"thaw d", "start b", "start a"}; !slices.Equal(u.calls[3:], want) {
-		t.Errorf("%q, want %q", u.calls[3:], want)
+	if want := []string{"thaw d", "start b", "start a"}; !slices.Equal(u.all()[3:], want) {
+		t.Errorf("%q, want %q", u.all()[3:], want)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v", left)
@@ -95,8 +109,8 @@ func TestFailing(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "none") || <-ended == nil {
 		t.Errorf("%v", err)
 	}
-	if u.state["a"] != "active" {
-		t.Errorf("a is %s: %q", u.state["a"], u.calls)
+	if u.is("a") != "active" {
+		t.Errorf("a is %s: %q", u.is("a"), u.all())
 	}
 }
 
@@ -111,8 +125,8 @@ func TestLimit(t *testing.T) {
 	if s := <-told; !strings.Contains(s, "the limit") {
 		t.Errorf("told %q", s)
 	}
-	if err := errors.Join(<-ended, h.End()); err != nil || u.state["a"] != "active" {
-		t.Errorf("%v, a is %s", err, u.state["a"])
+	if err := errors.Join(<-ended, h.End()); err != nil || u.is("a") != "active" {
+		t.Errorf("%v, a is %s", err, u.is("a"))
 	}
 }
 
@@ -124,8 +138,8 @@ func TestSweep(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "y.quiesced"), []byte(`{"stop":["a"],"limit":0}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := quiesce.Sweep(t.Context(), dir, u.connect); err != nil || u.state["a"] != "active" {
-		t.Errorf("%v, a is %s", err, u.state["a"])
+	if err := quiesce.Sweep(t.Context(), dir, u.connect); err != nil || u.is("a") != "active" {
+		t.Errorf("%v, a is %s", err, u.is("a"))
 	}
 	if err := quiesce.Undo(t.Context(), dir, "y", u.connect); err != nil {
 		t.Errorf("a second time: %v", err)
@@ -138,13 +152,15 @@ func TestSweep(t *testing.T) {
 	}
 	// One that has a guard is left to it.
 	live := t.TempDir()
-	u.state["a"] = "active"
+	if err := u.Start(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
 	h, ended, err := begin(t, u, live, quiesce.Plan{Stop: []string{"a"}}, func(s string) { t.Error(s) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := quiesce.Sweep(t.Context(), live, u.connect); err != nil || u.state["a"] != "inactive" {
-		t.Errorf("%v, a is %s", err, u.state["a"])
+	if err := quiesce.Sweep(t.Context(), live, u.connect); err != nil || u.is("a") != "inactive" {
+		t.Errorf("%v, a is %s", err, u.is("a"))
 	}
 	if err := errors.Join(h.End(), <-ended); err != nil {
 		t.Error(err)
