@@ -323,9 +323,31 @@ func booted(ctx context.Context) {
 	}
 }
 
+// settled waits until the system has asked for nothing for a while: what is
+// fetched beside a boot takes the line and the processor from it. A system that is
+// never quiet is not waited for long.
+func settled(ctx context.Context, dev *lazyroot.Device) {
+	for range settlePatience {
+		if dev.Stats().SinceRequest > settleTime {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+const (
+	settleTime     = 5 * time.Second
+	settlePatience = 120 // seconds
+)
+
 // fill brings the whole image to the disk, however long the store takes.
 func fill(ctx context.Context, dev *lazyroot.Device, say func(string, ...any)) error {
 	booted(ctx)
+	settled(ctx, dev)
 	began := time.Now()
 	for pause := firstFillPause; ; pause = min(2*pause, lastFillPause) {
 		err := dev.Hydrate(ctx, nil, lazyroot.Throttle{})
