@@ -20,14 +20,13 @@ func TestImageUserData(t *testing.T) {
 			{Path: "/etc/plain", Mode: "0600", Owner: "web:web", Content: []byte("${PORT}\n")},
 		},
 	}
-	values, missing, err := m.Arguments(map[string]string{"SITE": "it's\nhere"})
-	if err == nil {
+	if _, _, err := m.Arguments(map[string]string{"SITE": "it's\nhere"}); err == nil {
 		t.Error("a value of two lines is taken")
 	}
-	if _, missing, err = m.Arguments(nil); err != nil || len(missing) != 1 || missing[0].Name != "SITE" {
+	if _, missing, err := m.Arguments(nil); err != nil || len(missing) != 1 || missing[0].Name != "SITE" {
 		t.Errorf("%v, %v", missing, err)
 	}
-	values, _, err = m.Arguments(map[string]string{"SITE": "it's here"})
+	values, _, err := m.Arguments(map[string]string{"SITE": "it's here"})
 	if err != nil {
 		t.Fatal(err)
 	}
