@@ -344,13 +344,14 @@ const (
 	settlePatience = 120 // seconds
 )
 
-// fill brings the whole image to the disk, however long the store takes.
+// fill brings the whole image to the disk, the filesystem's metadata first,
+// however long the store takes.
 func fill(ctx context.Context, dev *lazyroot.Device, say func(string, ...any)) error {
 	booted(ctx)
 	settled(ctx, dev)
 	began := time.Now()
 	for pause := firstFillPause; ; pause = min(2*pause, lastFillPause) {
-		err := dev.Hydrate(ctx, nil, lazyroot.Throttle{})
+		err := dev.Hydrate(ctx, metadataFirst(ctx, dev), lazyroot.Throttle{})
 		if err == nil {
 			break
 		}
