@@ -352,3 +352,48 @@ func FuzzTail(f *testing.F) {
 		}
 	})
 }
+
+// TestClearCuts cuts the power while a complete disk's tail is cleared: it is
+// complete, or has no tail, but is never again one that is being filled.
+func TestClearCuts(t *testing.T) {
+	s := lazytest.New(t, lazytest.Layout{Size: 8 * Block, Chunk: 8 * Block, Seed: 13})
+	id := identity(s)
+	complete := func() *lazytest.Disk {
+		disk := lazytest.NewDisk(DiskSize(id.Size), "")
+		if err := Format(disk, id); err != nil {
+			t.Fatal(err)
+		}
+		d := open(t, Options{Image: image(t, s, ImageOptions{}), Disk: disk, Identity: id})
+		if err := d.Hydrate(t.Context(), nil, Throttle{Idle: -1}); err != nil {
+			t.Fatal(err)
+		}
+		shut(t, d)
+		return disk
+	}
+	for cut := 0; ; cut++ {
+		disk := complete()
+		disk.CutAfter(cut)
+		err := Clear(disk)
+		if err != nil && !errors.Is(err, lazytest.ErrCut) {
+			t.Fatal(err)
+		}
+		blocks := disk.PendingBlocks(Block)
+		for try := range 1 << len(blocks) {
+			after := disk.Cut(nil, func(sector int64, n int) int {
+				for i, b := range blocks {
+					if b == sector/(Block/512) && try>>i&1 == 1 {
+						return n - 1
+					}
+				}
+				return 0
+			})
+			r, serr := StateOf(after, after.Size())
+			if serr != nil || r.State == Filling || err == nil && r.State != None {
+				t.Fatalf("cut at operation %d, try %d: the disk is %v, %v", cut, try, r.State, serr)
+			}
+		}
+		if err == nil {
+			return
+		}
+	}
+}

@@ -244,6 +244,9 @@ func Format(d Disk, i Identity) error {
 		return err
 	}
 	fail := func(err error) error { return fmt.Errorf("prepare the disk: %w", err) }
+	if err := forgetOlder(d, l.super); err != nil {
+		return fail(err)
+	}
 	// No tail is believed and nothing can be mounted, before anything else.
 	for _, z := range [][2]int64{{0, HeadSize}, {l.super, superSize}} {
 		if err := d.Zero(z[0], z[1]); err != nil {
@@ -292,6 +295,9 @@ func Clear(d Disk) error {
 	if at < 0 {
 		return nil
 	}
+	if err := forgetOlder(d, at); err != nil {
+		return fmt.Errorf("clear the disk's tail: %w", err)
+	}
 	if err := d.Zero(at, superSize); err != nil {
 		return fmt.Errorf("clear the disk's tail: %w", err)
 	}
@@ -299,6 +305,20 @@ func Clear(d Disk) error {
 		return fmt.Errorf("clear the disk's tail: %w", err)
 	}
 	return nil
+}
+
+// forgetOlder clears the superblock that is not the newest: should the newest
+// go alone, a disk that is complete would again be one that is being filled.
+func forgetOlder(d Disk, at int64) error {
+	newest, err := readSupers(d, d.Size(), func(super, []byte) bool { return true })
+	if err != nil {
+		return err
+	}
+	older := (newest.generation + 1) % 2
+	if err := d.Zero(at+int64(older)*Block, Block); err != nil {
+		return err
+	}
+	return d.Sync()
 }
 
 // isZero tells whether all of p is zero.
