@@ -70,12 +70,33 @@ func (c *committer) run() {
 		if err == nil {
 			err = c.commit()
 		}
-		c.mu.Lock()
-		c.bad = err
-		c.mu.Unlock()
-		x.err = err
+		x.err = c.remember(err)
 		close(x.done)
 	}
+}
+
+// remember notes that a flush failed, and gives the first that did.
+func (c *committer) remember(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bad == nil {
+		c.bad = err
+	}
+	return c.bad
+}
+
+// remembering is the disk for who flushes it beside the committer: whose flush
+// fails, fails for all.
+type remembering struct {
+	Disk
+	c *committer
+}
+
+func (r remembering) Sync() error {
+	if err := r.Disk.Sync(); err != nil {
+		return r.c.remember(fmt.Errorf("flush the disk: %w", err))
+	}
+	return nil
 }
 
 // dirtyPage is a page as it was when a commit began.

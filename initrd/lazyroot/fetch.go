@@ -59,7 +59,7 @@ type fetcher struct {
 	pieces map[chunked.Digest]*piece
 	order  *clist.List // of *piece that are kept, the last used in front
 	used   int64       // bytes
-	filled error       // the first error of fill
+	filled error       // the first error of fill that nobody was told of
 }
 
 func newFetcher(ctx context.Context, img *Image, fill func(int64, []byte) error) *fetcher {
@@ -302,11 +302,14 @@ func (f *fetcher) keep(x *piece) {
 	}
 }
 
-// failure is the first error of writing what came to the disk.
+// failure is the first error of writing what came to the disk since it was
+// asked last.
 func (f *fetcher) failure() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.filled
+	err := f.filled
+	f.filled = nil
+	return err
 }
 
 // close waits for what is under way; its context must have ended.

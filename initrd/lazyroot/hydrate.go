@@ -280,6 +280,7 @@ func (d *Device) Hydrate(ctx context.Context, order iter.Seq[chunked.Range], t T
 }
 
 func (d *Device) hydrate(ctx context.Context, order iter.Seq[chunked.Range], t Throttle) error {
+	d.fetch.failure() // of before: this tries it again
 	u := d.pull(ctx, t)
 	if order != nil {
 		if err := u.order(order); err != nil {
@@ -398,19 +399,20 @@ func (d *Device) complete(ctx context.Context) error {
 		return nil
 	}
 	b := aligned(HeadSize)
-	if _, err := d.disk.ReadAt(b, d.lay.head); err != nil {
+	disk := remembering{d.disk, d.commits}
+	if _, err := disk.ReadAt(b, d.lay.head); err != nil {
 		return err
 	}
-	if _, err := d.disk.WriteAt(b, 0); err != nil {
+	if _, err := disk.WriteAt(b, 0); err != nil {
 		return err
 	}
-	if err := d.disk.Sync(); err != nil {
+	if err := disk.Sync(); err != nil {
 		return err
 	}
 	s := d.super
 	s.State = Complete
 	s.generation++
-	if err := writeSuper(d.disk, &d.lay, &s, d.id.Secret); err != nil {
+	if err := writeSuper(disk, &d.lay, &s, d.id.Secret); err != nil {
 		return err
 	}
 	d.super, d.shadow = s, false
