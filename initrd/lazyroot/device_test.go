@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -161,7 +162,7 @@ func TestContinues(t *testing.T) {
 	down := lazytest.NewFlaky(s, 1)
 	down.Down.Store(true)
 	d = open(t, Options{
-		Image: image(t, s, ImageOptions{Sources: []NamedSource{{"down", down}}, Patience: time.Millisecond}),
+		Image: image(t, s, ImageOptions{Sources: []NamedSource{{Name: "down", Source: down}}, Patience: time.Millisecond}),
 		Disk:  disk, Identity: id,
 	})
 	defer shut(t, d)
@@ -183,5 +184,98 @@ func TestContinues(t *testing.T) {
 	}
 	if !bytes.Equal(disk.Bytes()[:4<<20], s.Data) {
 		t.Error("other bytes")
+	}
+}
+
+// faulty fails once.
+type faulty struct {
+	*lazytest.Disk
+	syncs, writes atomic.Int32 // until it does; negative: never again
+}
+
+var errFault = errors.New("input/output error")
+
+func (f *faulty) Sync() error {
+	if f.syncs.Add(-1) == 0 {
+		return errFault
+	}
+	return f.Disk.Sync()
+}
+
+func (f *faulty) WriteAt(p []byte, off int64) (int, error) {
+	if f.writes.Add(-1) == 0 {
+		return 0, errFault
+	}
+	return f.Disk.WriteAt(p, off)
+}
+
+// TestFaults: a flush that failed, wherever, has all later ones fail; a write that
+// failed once does not keep the disk from being filled.
+func TestFaults(t *testing.T) {
+	s := lazytest.New(t, lazytest.Layout{Size: 24 * Block, Chunk: 40_000, Seed: 14})
+	id := identity(s)
+	fresh := func() (*faulty, *Device) {
+		disk := &faulty{Disk: lazytest.NewDisk(DiskSize(id.Size), "")}
+		if err := Format(disk, id); err != nil {
+			t.Fatal(err)
+		}
+		return disk, open(t, Options{Image: image(t, s, ImageOptions{}), Disk: disk, Identity: id})
+	}
+	for n := int32(1); ; n++ {
+		disk, d := fresh()
+		disk.syncs.Store(n)
+		err := d.Hydrate(t.Context(), nil, Throttle{Idle: -1})
+		if err == nil {
+			disk.syncs.Store(-1)
+			if n < 4 {
+				t.Errorf("it is filled with %d flushes", n-1)
+			}
+			shut(t, d)
+			break
+		}
+		if !errors.Is(err, errFault) || !errors.Is(d.Flush(t.Context()), errFault) || !errors.Is(d.Close(), errFault) {
+			t.Errorf("flush %d failed, and was forgotten: %v", n, err)
+		}
+	}
+	disk, d := fresh()
+	defer shut(t, d)
+	disk.writes.Store(1)
+	if err := d.ReadAt(t.Context(), make([]byte, Block), 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		err := d.Hydrate(t.Context(), nil, Throttle{Idle: -1})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errFault) {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Hydrate(t.Context(), nil, Throttle{Idle: -1}); err != nil {
+		t.Errorf("after one write that failed: %v", err)
+	}
+}
+
+// badSource has nothing, for a reason.
+type badSource struct{ err error }
+
+func (b badSource) ReadPack(context.Context, chunked.Name, int64, []byte) error { return b.err }
+
+func (b badSource) ReadIndex(context.Context, chunked.Name, int64) ([]byte, error) { return nil, b.err }
+
+// TestHint: a cache that cannot be reached does not keep what the store lacks
+// from being told as lost; nor is an image of hints alone opened.
+func TestHint(t *testing.T) {
+	s := lazytest.New(t, lazytest.Layout{Size: 8 * Block, Chunk: 8 * Block, Seed: 15})
+	hint := NamedSource{Name: "cache", Source: badSource{errors.New("no route")}, Hint: true}
+	store := NamedSource{Name: "store", Source: badSource{chunked.ErrMissing}}
+	d := open(t, Options{Image: image(t, s, ImageOptions{Sources: []NamedSource{hint, store}, Patience: 10 * time.Second})})
+	defer shut(t, d)
+	if err := d.ReadAt(t.Context(), make([]byte, Block), 0); !errors.Is(err, chunked.ErrMissing) || errors.Is(err, ErrStore) {
+		t.Errorf("what the store lacks: %v", err)
+	}
+	if _, err := NewImage(s.Index, ImageOptions{Sources: []NamedSource{hint}}); err == nil {
+		t.Error("an image of hints was opened")
 	}
 }

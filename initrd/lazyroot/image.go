@@ -18,6 +18,9 @@ var ErrStore = errors.New("no store gave it in time")
 type NamedSource struct {
 	Name   string
 	Source chunked.Source
+	// Hint: it has copies of what another source has. What it lacks, or does not
+	// answer for, says nothing of whether the image has it.
+	Hint bool
 }
 
 // Alarm is that something stored is not what it must be, or is not there.
@@ -34,7 +37,7 @@ type ImageOptions struct {
 	Stream string
 	// Sources are asked in this order: what one does not give, or gives wrong, the
 	// next is asked for. Renewing credentials is a source's own matter. None: the
-	// index's own.
+	// index's own. Not all may be hints, and those come first.
 	Sources []NamedSource
 	// Patience is how long a read waits for stores that cannot be reached or
 	// fail, before it fails itself with [ErrStore]; 0 is 15 minutes.
@@ -63,6 +66,7 @@ type Image struct {
 
 type view struct {
 	name   string
+	hint   bool
 	index  *chunked.Index
 	stream *chunked.Stream
 }
@@ -86,8 +90,13 @@ func NewImage(x *chunked.Index, o ImageOptions) (*Image, error) {
 	}
 	i := &Image{o: o, views: make([]view, max(1, len(o.Sources)))}
 	i.views[0].index, i.views[0].name = x, "the store"
+	own := len(o.Sources) == 0
 	for n, s := range o.Sources {
-		i.views[n].index, i.views[n].name = x.With(s.Source), s.Name
+		i.views[n] = view{name: s.Name, hint: s.Hint, index: x.With(s.Source)}
+		own = own || !s.Hint
+	}
+	if !own {
+		return nil, errors.New("open an image: of its sources none is more than a hint")
 	}
 	for n := range i.views {
 		s, err := i.views[n].index.Stream(o.Stream)
@@ -177,7 +186,7 @@ func (i *Image) extents(ctx context.Context, from, to int64) ([]chunked.Extent, 
 				return nil, context.Cause(ctx)
 			}
 			last = i.blame(v, err)
-			all = all && lost(err)
+			all = all && (v.hint || lost(err))
 		}
 		if err := t.again(ctx, all, last); err != nil {
 			return nil, err
@@ -188,7 +197,7 @@ func (i *Image) extents(ctx context.Context, from, to int64) ([]chunked.Extent, 
 // blame tells of an error of a source if it is about the bytes.
 func (i *Image) blame(v *view, err error) error {
 	err = fmt.Errorf("%s: %w", v.name, err)
-	if lost(err) {
+	if lost(err) && !(v.hint && errors.Is(err, chunked.ErrMissing)) {
 		i.o.Alarm(Alarm{Source: v.name, Err: err})
 	}
 	return err
@@ -223,7 +232,7 @@ func (i *Image) read(ctx context.Context, list []chunked.Chunk, give func(n int,
 					err = i.blame(v, err)
 				}
 				restList, restAt = append(restList, list[k]), append(restAt, at[k])
-				restErrs, restWrong = append(restErrs, err), append(restWrong, wrong[k] && lost(err))
+				restErrs, restWrong = append(restErrs, err), append(restWrong, wrong[k] && (v.hint || lost(err)))
 			})
 			list, at, errs, wrong = restList, restAt, restErrs, restWrong
 			if len(list) == 0 {

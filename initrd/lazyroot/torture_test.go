@@ -267,7 +267,7 @@ func TestTorture(t *testing.T) {
 				f.Garbles.Store(20 * int64(1-i))
 				f.Missing.Store(20 * int64(1-i))
 				x.src = append(x.src, f)
-				sources[i] = NamedSource{fmt.Sprint("source ", i), f}
+				sources[i] = NamedSource{Name: fmt.Sprint("source ", i), Source: f}
 			}
 			x.dev = open(t, Options{
 				Image: image(t, s, ImageOptions{Sources: sources, Pause: 10 * time.Microsecond, Memory: 256 << 10}),
