@@ -274,3 +274,19 @@ func TestContextEnds(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestDeaf: a client that does not read its answers is not waited for.
+func TestDeaf(t *testing.T) {
+	s := lazytest.New(t, lazytest.Layout{Size: 1 << 20, Chunk: 64 << 10, Seed: 4})
+	a, b := net.Pipe()
+	defer a.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- ServeTransmission(ctx, b, device(t, s, nil), Options{Shutdown: time.Millisecond}) }()
+	c := &client{t: t, c: a}
+	c.send(cmdRead, 0, 7, 4096, 512, nil)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

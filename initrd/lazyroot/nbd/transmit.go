@@ -38,7 +38,10 @@ func (s *server) transmit(ctx context.Context, c net.Conn, agreed session) error
 	defer cut()
 	stop := context.AfterFunc(ctx, func() {
 		c.SetReadDeadline(time.Now())
-		time.AfterFunc(s.o.Shutdown, cut)
+		time.AfterFunc(s.o.Shutdown, func() {
+			cut()
+			c.SetWriteDeadline(time.Now()) // of a client that does not read
+		})
 	})
 	defer stop()
 	var all sync.WaitGroup
