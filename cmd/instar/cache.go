@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -186,14 +187,8 @@ func (o *cacheServeOptions) listeners(ctx context.Context) (list []net.Listener,
 // listenSocket listens at a unix socket, in place of one that nobody listens at
 // any more. Who may reach it is its directory's to say.
 func listenSocket(ctx context.Context, path string) (net.Listener, error) {
-	if st, err := os.Lstat(path); err == nil && st.Mode().Type() == fs.ModeSocket {
-		if c, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
-			c.Close()
-			return nil, unix.EADDRINUSE
-		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
+	if err := freeSocket(ctx, path); err != nil {
+		return nil, err
 	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
@@ -204,6 +199,32 @@ func listenSocket(ctx context.Context, path string) (net.Listener, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// freeSocket takes away a socket that nobody listens at any more: a server that
+// was killed left it. Whatever else is there stays, and is an error.
+func freeSocket(ctx context.Context, path string) error {
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case st.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is there already and is no socket: %w", path, fs.ErrExist)
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		c.Close()
+		return fmt.Errorf("somebody serves at %s already: %w", path, unix.EADDRINUSE)
+	case !errors.Is(err, unix.ECONNREFUSED):
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // isCacheDir tells whether --cache names a directory.

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/url"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -51,7 +49,7 @@ then the client is given an error, never wrong bytes.
 }
 
 // listenNBD listens where the options say, and gives the URI of the export.
-func listenNBD(o *nbdOptions) (net.Listener, string, error) {
+func listenNBD(ctx context.Context, o *nbdOptions) (net.Listener, string, error) {
 	switch {
 	case (o.socket == "") == (o.listen == ""):
 		return nil, "", usagef("one of --socket and --listen is needed")
@@ -73,15 +71,7 @@ func listenNBD(o *nbdOptions) (net.Listener, string, error) {
 	if err != nil {
 		return nil, "", failf(exitFile, "--socket: %w", err)
 	}
-	// One that nobody answers at is left by a server that was killed.
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, "", failf(exitFile, "--socket: somebody serves at %s already", path)
-	} else if errors.Is(err, unix.ECONNREFUSED) {
-		if err := os.Remove(path); err != nil {
-			return nil, "", failf(exitFile, "--socket: %w", err)
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if err := freeSocket(ctx, path); err != nil {
 		return nil, "", failf(exitFile, "--socket: %w", err)
 	}
 	old := unix.Umask(0o177)
@@ -94,7 +84,7 @@ func listenNBD(o *nbdOptions) (net.Listener, string, error) {
 }
 
 func runNBD(ctx context.Context, a *app, o *nbdOptions, ref string) error {
-	l, uri, err := listenNBD(o)
+	l, uri, err := listenNBD(ctx, o)
 	if err != nil {
 		return err
 	}
