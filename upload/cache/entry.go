@@ -324,8 +324,9 @@ func (e *entry) fly(first, last int64, demand bool) {
 				c.drop(e)
 			}
 		}
-		e.ending = e.size >= 0 && e.missing == 0 && !e.dead && !e.whole && !e.ending
-		ending := e.ending
+		// Another flight that ends meanwhile does not take it back.
+		ending := e.size >= 0 && e.missing == 0 && !e.dead && !e.whole && !e.ending
+		e.ending = e.ending || ending
 		if !ending && !e.dead && !e.queued && e.missing > 0 && err == nil {
 			e.queued = true
 			c.parts = append(c.parts, e)
