@@ -131,6 +131,11 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("launching: starting %s: %w", o.Qemu, err)
 	}
 	m.NotUsual = p.refused
+	if err := o.guarded(p.refused); err != nil {
+		cancel(err)
+		<-p.ended
+		return fmt.Errorf("launching: %w", err)
+	}
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	guests := newPairs()
@@ -170,6 +175,16 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("launching: %s: %w: %w", o.Qemu, err, console.last())
 	}
 	return nil
+}
+
+// guarded refuses to give a ticket, which opens the image, where every user of this
+// machine can ask for it: a redirected connection is the guest's, a port of
+// 127.0.0.1 is anybody's. refused is why connections are not redirected.
+func (o *Options) guarded(refused error) error {
+	if o.Image == nil || refused == nil {
+		return nil
+	}
+	return fmt.Errorf("the machine's connections cannot be redirected (%w), and a ticket is not given at a port of 127.0.0.1, where every user of this machine could take the image's key: launch the image without --lazy", refused)
 }
 
 // Check says, before there is a kernel or an image, why a machine of that
