@@ -75,6 +75,7 @@ type machine struct {
 	handed   *instance // by the initrd before this one; nil if there was none
 	disk     *rootDisk
 	lazy     *lazyRoot // that the root lies on; nil if it is on the disk
+	holder   string    // of the launch ticket, from the first try on
 }
 
 // say writes a line to the console.

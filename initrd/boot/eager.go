@@ -36,7 +36,7 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 	if begun && lazy.State == lazyroot.Complete {
 		return m.settleLazy(ctx, disk, lazy)
 	}
-	if m.ownRoot(ctx, disk) {
+	if mayMount(lazy, m.instance.ID) && m.ownRoot(ctx, disk) {
 		m.say("root: it is this instance's already: nothing is fetched")
 		return nil
 	}
@@ -52,7 +52,7 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 	if taken != "" && !begun && !claimedBefore(disk, m.instance.ID) {
 		return refused
 	}
-	client, err := ticket.New(m.config.Metadata, ticket.Options{AnyPort: m.config.AnyPort, Timeout: m.config.scaled(30 * time.Second)})
+	client, err := m.ticketClient()
 	if err != nil {
 		return err
 	}
@@ -118,6 +118,26 @@ func (m *machine) ticketRoot(ctx context.Context) error {
 		m.say("warning: %v", err)
 	}
 	return nil
+}
+
+// mayMount tells whether what lies in front of the tail may be mounted to see
+// whose it is. What this instance began to fill may look whole, if the power was
+// cut between its head and the word that it is complete; but the next filling
+// takes the head from the tail again, and what a mount replayed is gone with it.
+func mayMount(r lazyroot.Record, instance string) bool {
+	return r.State != lazyroot.Filling || r.Instance != instance
+}
+
+// ticketClient is a client that goes on, within this boot, with what the one
+// before it claimed: for the metadata server each holder is a claim more.
+func (m *machine) ticketClient() (*ticket.Client, error) {
+	client, err := ticket.New(m.config.Metadata, ticket.Options{
+		AnyPort: m.config.AnyPort, Timeout: m.config.scaled(30 * time.Second), Holder: m.holder,
+	})
+	if err == nil {
+		m.holder = client.Holder()
+	}
+	return client, err
 }
 
 // settle mounts a root that was written, whole, and notes in it that it is

@@ -23,6 +23,18 @@ var errExpired = errors.New("the store refuses the ticket's URL or credentials")
 
 var errNotThere = errors.New("it is not in the store (404)")
 
+// errWithheld: what a store answers for an object that is not there to who may
+// not list, and for one that may not be read.
+var errWithheld = errors.New("the store refuses it with fresh credentials too: it is not there, or they may not read it")
+
+// freshTries is how often a ticket is renewed, with success, for one request.
+const freshTries = 3
+
+// notThere tells whether a store has no such object, as far as it says.
+func notThere(err error) bool {
+	return errors.Is(err, errNotThere) || errors.Is(err, errWithheld)
+}
+
 // fetcher gets objects from the store, each verified as a whole before anything
 // of it is passed on.
 type fetcher struct {
@@ -45,6 +57,7 @@ func (f *fetcher) piece(ctx context.Context, what, name string, off, n int64) ([
 
 func (f *fetcher) try(ctx context.Context, what, name, span string, limit int64, good func([]byte) bool) ([]byte, error) {
 	var last error
+	fresh := 0
 	wait := 250 * time.Millisecond
 	for try := range fetchTries {
 		if try > 0 {
@@ -77,6 +90,8 @@ func (f *fetcher) try(ctx context.Context, what, name, span string, limit int64,
 					return nil, fmt.Errorf("%s: %w", what, rerr)
 				}
 				err = fmt.Errorf("%w, and the ticket is not renewed: %w", err, rerr)
+			} else if fresh++; fresh >= freshTries {
+				return nil, fmt.Errorf("%s: %w", what, errWithheld)
 			}
 			last = err
 		default:

@@ -215,6 +215,12 @@ func (s *packSource) ReadPack(ctx context.Context, n chunked.Name, off int64, p 
 	if len(p) == 0 {
 		return nil
 	}
+	s.mu.Lock()
+	gone := s.moved[n] != nil
+	s.mu.Unlock()
+	if gone {
+		return fmt.Errorf("pack %s was moved: %w", n, chunked.ErrMissing)
+	}
 	data, err := s.f.piece(ctx, "pack "+n.String()[:8], chunked.PackKey(n), off, int64(len(p)))
 	copy(p, data)
 	return missing(err)
@@ -236,9 +242,12 @@ func (s *packSource) Moved(ctx context.Context, at chunked.Location) (chunked.Lo
 	m, known := s.moved[at.Pack]
 	if !known {
 		data, err := s.f.object(ctx, "what became of pack "+at.Pack.String()[:8], chunked.MovedKey(at.Pack), chunked.MaxMoved, func([]byte) bool { return true })
-		// A store may answer "forbidden" for what is not there.
-		if err != nil && !errors.Is(err, errNotThere) && !errors.Is(err, errExpired) {
+		if err != nil && !notThere(err) {
 			return chunked.Location{}, err
+		}
+		if errors.Is(err, errWithheld) {
+			// Nor was the pack given: but that may pass, and is not remembered.
+			return chunked.Location{}, fmt.Errorf("what was at %d of pack %s: %w (%w)", at.Offset, at.Pack, chunked.ErrNotMoved, err)
 		}
 		if err == nil {
 			if m, err = chunked.DecodeMoved(at.Pack, data); err != nil {
@@ -260,7 +269,7 @@ func (s *packSource) Moved(ctx context.Context, at chunked.Location) (chunked.Lo
 
 // missing says in chunked's words that an object is not there.
 func missing(err error) error {
-	if errors.Is(err, errNotThere) {
+	if notThere(err) {
 		return fmt.Errorf("%w: %w", chunked.ErrMissing, err)
 	}
 	return err

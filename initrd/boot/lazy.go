@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/initrd/lazyroot"
 	"github.com/instar-image/instar/initrd/lazyroot/dm"
 	"github.com/instar-image/instar/initrd/lazyroot/knbd"
@@ -22,8 +24,11 @@ import (
 // LazyModulesFile lists the modules of a root that comes lazily.
 const LazyModulesFile = ModulesFile + ".lazy"
 
-// nbdIndex is N of the /dev/nbdN below the root.
-const nbdIndex = 0
+// nbdIndex is N of the /dev/nbdN below the root, which is nbdPath.
+const (
+	nbdIndex = 0
+	nbdPath  = "/dev/nbd0"
+)
 
 // errNotLazy is wrapped where an image or a disk cannot be used lazily: nothing
 // was changed.
@@ -109,6 +114,12 @@ func (m *machine) startLazy(ctx context.Context, disk device, img image, t *tick
 	if err != nil {
 		return final(fmt.Errorf("%w: %s: %w", errNotLazy, disk.path(), err))
 	}
+	begun := record.State == lazyroot.Filling && record.Instance == m.instance.ID && record.Manifest == instar.manifest
+	if !begun {
+		if err := mappable(instar.stream.ReaderAt(ctx, chunked.MaxChunk), instar.stream.Size()); err != nil {
+			return err
+		}
+	}
 	if err := m.loadList(ctx, LazyModulesFile); err != nil {
 		return err
 	}
@@ -117,13 +128,16 @@ func (m *machine) startLazy(ctx context.Context, disk device, img image, t *tick
 		return final(fmt.Errorf("%w: the kernel has no device mapper: are the modules dm-mod and nbd in the initrd? (%w)", errNotLazy, err))
 	}
 	defer control.Close()
+	if _, err := os.Stat(nbdPath); err != nil {
+		return final(fmt.Errorf("%w: the kernel has no NBD: is the module nbd in the initrd? (%w)", errNotLazy, err))
+	}
 	f, err := os.OpenFile(disk.path(), os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		return fmt.Errorf("opening the disk: %w", err)
 	}
 	defer f.Close()
 	c := m.lazyConfig(instar, t, client, disk)
-	if record.State == lazyroot.Filling && record.Instance == m.instance.ID && record.Manifest == instar.manifest {
+	if begun {
 		m.say("root: going on where the last boot ended")
 	} else if err := lazyroot.Format(lazyroot.FileDisk(f, disk.Size), c.identity()); err != nil {
 		return fmt.Errorf("taking %s for the root: %w", disk.path(), err)
@@ -196,10 +210,53 @@ func spare(pid int) error {
 	return os.WriteFile(dir+"/instar-root", fmt.Appendf(nil, "%d\n", pid), 0o644)
 }
 
+// partitionsOf are the partitions of an image, none if it is one filesystem.
+func partitionsOf(r io.ReaderAt, size int64) ([]partition, error) {
+	remembered := &readError{ReaderAt: r}
+	fs, err := probe(remembered)
+	if err != nil {
+		return nil, fmt.Errorf("reading the image: %w", err)
+	}
+	if fs.Kind != "" {
+		return nil, nil
+	}
+	list, err := readPartitions(remembered, size)
+	switch {
+	case remembered.err != nil:
+		return nil, fmt.Errorf("reading the image: %w", remembered.err)
+	case err != nil:
+		return nil, final(fmt.Errorf("the image's partition table: %w", err))
+	}
+	return list, nil
+}
+
+// readError tells what could not be read from what was read and is of no use.
+type readError struct {
+	io.ReaderAt
+	err error
+}
+
+func (r *readError) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.ReaderAt.ReadAt(p, off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	return n, err
+}
+
+// mappable says, before the disk is taken, why an image cannot be mapped.
+func mappable(r io.ReaderAt, size int64) error {
+	_, err := partitionsOf(r, size)
+	if errors.Is(err, errFinal) {
+		return final(fmt.Errorf("%w: %w", errNotLazy, err))
+	}
+	return err
+}
+
 // mapDevices makes the mapped devices: of the disk, and of each partition in
 // its table, since the kernel looks for none in a mapped device.
 func (l *lazyRoot) mapDevices(control *dm.Control, size int64) error {
-	nbd, err := os.Open(fmt.Sprintf("/dev/nbd%d", nbdIndex))
+	nbd, err := os.Open(nbdPath)
 	if err != nil {
 		return err
 	}
@@ -208,14 +265,8 @@ func (l *lazyRoot) mapDevices(control *dm.Control, size int64) error {
 	if err != nil {
 		return err
 	}
-	fs, err := probe(nbd)
-	if err != nil {
-		return fmt.Errorf("reading the image: %w", err)
-	}
-	if fs.Kind == "" {
-		if l.parts, err = readPartitions(nbd, size); err != nil {
-			return final(fmt.Errorf("the image's partition table: %w", err))
-		}
+	if l.parts, err = partitionsOf(nbd, size); err != nil {
+		return err
 	}
 	whole := partition{Length: size}
 	for _, p := range append([]partition{whole}, l.parts...) {

@@ -94,6 +94,9 @@ const (
 	serverMemory = 24 << 20
 	// chunkMemory is what of it holds chunks that were read.
 	chunkMemory = 4 << 20
+	// kernelRequests is how many requests the kernel has under way at a time: as
+	// many reads may wait for the store, and what is on the disk is read beside.
+	kernelRequests = 128
 	// storePatience is how long a read waits for a store that does not answer.
 	storePatience = 30 * time.Minute
 	// bootPatience is how many seconds the image's system may take to be started.
@@ -153,7 +156,7 @@ func serveRoot(ctx context.Context, s *resident.Server) error {
 	err = s.Run(ctx, resident.Export{
 		Size: dev.Size(), BlockSize: c.BlockSize, Trim: c.Trim, Say: say,
 		Serve: func(ctx context.Context, conn net.Conn) error {
-			return nbd.ServeTransmission(ctx, conn, dev, nbd.Options{})
+			return nbd.ServeTransmission(ctx, conn, dev, nbd.Options{Requests: kernelRequests})
 		},
 		Fill: func(ctx context.Context) error {
 			if store != nil {
@@ -240,7 +243,7 @@ func (c *lazyConfig) sources(store *packSource, say func(string, ...any)) []lazy
 		say("root: warning: the ticket's cache is not used: %v", err)
 		return list
 	}
-	return append([]lazyroot.NamedSource{{Name: "cache", Source: &cacheSource{cache}}}, list...)
+	return append([]lazyroot.NamedSource{{Name: "cache", Source: &cacheSource{cache}, Hint: true}}, list...)
 }
 
 // cacheSource reads an image's objects from a cache.
@@ -277,7 +280,7 @@ func firstOf(ranges []chunked.Range, left int64) iter.Seq[chunked.Range] {
 // trace. That is only a hint: without it nothing is amiss.
 func (c *lazyConfig) prefetch(ctx context.Context, dev *lazyroot.Device, f *fetcher, say func(string, ...any)) {
 	object, err := f.object(ctx, "boot trace", chunked.TraceKey(c.Image, c.Manifest), chunked.MaxTrace, func([]byte) bool { return true })
-	if errors.Is(err, errNotThere) {
+	if notThere(err) {
 		return
 	}
 	var t *chunked.Trace
@@ -347,8 +350,11 @@ const (
 // fill brings the whole image to the disk, the filesystem's metadata first,
 // however long the store takes.
 func fill(ctx context.Context, dev *lazyroot.Device, say func(string, ...any)) error {
-	booted(ctx)
-	settled(ctx, dev)
+	// A server that is started again when all is there keeps nobody waiting.
+	if dev.Stats().State != lazyroot.Complete {
+		booted(ctx)
+		settled(ctx, dev)
+	}
 	began := time.Now()
 	for pause := firstFillPause; ; pause = min(2*pause, lastFillPause) {
 		err := dev.Hydrate(ctx, metadataFirst(ctx, dev), lazyroot.Throttle{})
