@@ -246,8 +246,10 @@ func TestExt4(t *testing.T) {
 		})
 	}
 	all.Go(func() {
-		out, err := exec.Command("fio", "--name=f", "--directory="+mnt, "--size=4m", "--rw=randrw", "--bs=512-16k", "--verify=crc32c", "--fsync=32",
-			"--ioengine=psync", "--numjobs=2", "--group_reporting", "--output-format=terse", fmt.Sprint("--io_size=", rounds/75, "m")).CombinedOutput()
+		fio := exec.Command("fio", "--name=f", "--directory="+mnt, "--size=4m", "--rw=randrw", "--bs=512-16k", "--verify=crc32c", "--fsync=32",
+			"--ioengine=psync", "--numjobs=2", "--group_reporting", "--output-format=terse", fmt.Sprint("--io_size=", rounds/75, "m"))
+		fio.Dir = t.TempDir() // where it leaves its state
+		out, err := fio.CombinedOutput()
 		if err != nil {
 			t.Errorf("fio: %v\n%s", err, out)
 		}
