@@ -49,7 +49,7 @@ func (v *View) Describe(ctx context.Context, account string, q Query) ([]*Image,
 			len(q.ExecutableBy) > 0 && !slices.ContainsFunc(q.ExecutableBy, func(e string) bool { return m.executableBy(e, account) }):
 			return false
 		}
-		return filters.Match(m, alias)
+		return filters.Match(m, alias, m.Owner == account)
 	}
 	var found []*Image
 	if len(q.IDs) > 0 {
@@ -86,6 +86,9 @@ func (v *View) Describe(ctx context.Context, account string, q Query) ([]*Image,
 		return nil, err
 	}
 	for m, err := range v.Images(ctx) {
+		if err == nil {
+			err = ctx.Err() // what is loaded is gone through without asking it
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -154,6 +157,9 @@ func (v *View) All(ctx context.Context, q Query) ([]*Image, error) {
 	now := v.c.opt.Now()
 	var found []*Image
 	for m, err := range v.Images(ctx) {
+		if err == nil {
+			err = ctx.Err()
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -161,7 +167,7 @@ func (v *View) All(ctx context.Context, q Query) ([]*Image, error) {
 			len(q.ExecutableBy) > 0 && !slices.ContainsFunc(q.ExecutableBy, func(e string) bool { return e == "all" && m.Public || m.Shared(e) }) {
 			continue
 		}
-		if filters.Match(m, aliases) {
+		if filters.Match(m, aliases, true) {
 			found = append(found, m)
 		}
 	}

@@ -16,8 +16,11 @@ type Filter struct {
 	Values []string
 }
 
-// maxFilterValues is how many values all filters of a request may have.
-const maxFilterValues = 200
+// How many values all filters of a request may have, and how many bytes these.
+const (
+	maxFilterValues = 200
+	maxFilterBytes  = 8192
+)
 
 // CreationLayout is how EC2 writes an image's creation date.
 const CreationLayout = "2006-01-02T15:04:05.000Z"
@@ -31,7 +34,12 @@ type compiledFilter struct {
 	attribute func(m *Image, alias func(string) string, yield func(string) bool)
 	exact     map[string]bool
 	patterns  []pattern
+	private   bool // of an image's owner alone
 }
+
+// privateAttributes are those that are shown to an image's owner alone, as tags
+// of any key are: a filter that matched would tell others what they are.
+var privateAttributes = map[string]bool{"tag-key": true, "tag-value": true, "source-instance-id": true}
 
 // attributes are the filters of DescribeImages: what an image has of each. What
 // it does not have at all matches nothing, not even *.
@@ -100,10 +108,11 @@ func FilterNames() []string { return slices.Sorted(maps.Keys(attributes)) }
 // InvalidParameterValue, one without values MissingParameter.
 func ParseFilters(l []Filter) (*Filters, error) {
 	f := &Filters{}
-	n := 0
+	n, size := 0, 0
 	for _, one := range l {
-		c := compiledFilter{attribute: attributes[one.Name], exact: map[string]bool{}}
+		c := compiledFilter{attribute: attributes[one.Name], exact: map[string]bool{}, private: privateAttributes[one.Name]}
 		if key, ok := strings.CutPrefix(one.Name, "tag:"); ok && key != "" {
+			c.private = true
 			c.attribute = func(m *Image, _ func(string) string, yield func(string) bool) {
 				if v, has := m.Tags[key]; has {
 					yield(v)
@@ -123,6 +132,9 @@ func ParseFilters(l []Filter) (*Filters, error) {
 			if len(v) > 4096 {
 				return nil, refuse(CodeParameterValue, "A value of the filter '%s' has %d bytes", clip(one.Name), len(v))
 			}
+			if size += len(v); size > maxFilterBytes {
+				return nil, refuse("FilterLimitExceeded", "The request's filter values have more than %d bytes", maxFilterBytes)
+			}
 			p := compile(v)
 			if s, ok := p.exact(); ok {
 				c.exact[s] = true
@@ -136,10 +148,14 @@ func ParseFilters(l []Filter) (*Filters, error) {
 }
 
 // Match says whether the image meets all conditions. alias gives an account's
-// alias, "" if it has none; it may be nil.
-func (f *Filters) Match(m *Image, alias func(account string) string) bool {
+// alias, "" if it has none; it may be nil. owned says that the image is the
+// asker's own: what only its owner is shown matches no one else's filter.
+func (f *Filters) Match(m *Image, alias func(account string) string, owned bool) bool {
 	for i := range f.all {
 		c := &f.all[i]
+		if c.private && !owned {
+			return false
+		}
 		got := false
 		c.attribute(m, alias, func(v string) bool {
 			if c.exact[v] {
