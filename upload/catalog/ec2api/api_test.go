@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -224,6 +225,13 @@ func TestImages(t *testing.T) {
 	if r := w.want("", bob, "DescribeImages", "ImageId.1", id); r.first("imageId") != id || r.first("key") != "" {
 		t.Errorf("bob sees\n%s", r.Body)
 	}
+	for _, f := range [][2]string{{"tag:k", "v"}, {"tag-key", "k"}, {"tag-value", "*"}} {
+		for who, want := range map[string]string{alice: id, bob: ""} {
+			if r := w.want("", who, "DescribeImages", "Filter.1.Name", f[0], "Filter.1.Value.1", f[1]); r.first("imageId") != want {
+				t.Errorf("by %q %s finds %q, want %q", f, who, r.first("imageId"), want)
+			}
+		}
+	}
 	w.want("AuthFailure", bob, "DescribeImageAttribute", "ImageId", id, "Attribute", "description")
 	w.want("InvalidAMIID.NotFound", carol, "DescribeImageAttribute", "ImageId", id, "Attribute", "description")
 	if r := w.want("", alice, "DescribeImageAttribute", "ImageId", id, "Attribute", "launchPermission"); r.first("userId") != bob || len(r.all("userId")) != 1 {
@@ -434,6 +442,66 @@ func TestCreateImage(t *testing.T) {
 	}
 	if s, why := state(); s != "failed" || why != "Client.InstanceUnreachable" {
 		t.Errorf("nobody took it: %s, %s", s, why)
+	}
+}
+
+// TestSettleGoesOn: an image that cannot be completed, and a status that is none,
+// keep no other image from its end, and old tasks are forgotten all the same.
+func TestSettleGoesOn(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	ids := map[string]string{}
+	for _, i := range []string{"i-a1", "i-a2", "i-a3"} {
+		ids[i] = w.want("", alice, "CreateImage", "InstanceId", i, "Name", "of "+i).first("imageId")
+	}
+	end := func(instance string, s tasks.Status) {
+		t.Helper()
+		waiting, _, err := w.tasks.Waiting(ctx, instance)
+		if err != nil || len(waiting) != 1 {
+			t.Fatalf("waiting: %v, %v", waiting, err)
+		}
+		mine, err := w.tasks.Take(ctx, waiting[0], "agent")
+		if err == nil {
+			_, err = w.tasks.Update(ctx, mine, s)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := w.tasks.List(ctx, "i-a1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := upload.PutBytes(ctx, w.store, tasks.Prefix+"i-a1/"+l[0].ID+"/status", []byte("{"), upload.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	// What the agent names is not in the store.
+	end("i-a2", tasks.Status{State: tasks.Complete, Manifest: "i-a2@" + strings.Repeat("0", 64)})
+	end("i-a3", tasks.Status{State: tasks.Failed, Code: "no code", Message: "no room"})
+	if err := w.api.Settle(ctx); err != nil {
+		t.Fatal(err)
+	}
+	state := func(i string) string {
+		t.Helper()
+		r := w.want("", alice, "DescribeImages", "ImageId.1", ids[i])
+		return r.first("imageState") + " " + r.first("code")
+	}
+	for i, want := range map[string]string{"i-a1": "pending ", "i-a2": "failed Client.InvalidManifest", "i-a3": "failed Server.InternalError"} {
+		if got := state(i); got != want {
+			t.Errorf("the image of %s is %s, want %s", i, got, want)
+		}
+	}
+	w.now = w.now.Add(tasks.Lifetime + tasks.Keep)
+	if err := w.api.Settle(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := state("i-a1"); got != "failed Server.InternalError" {
+		t.Errorf("the image whose task nobody can read is %s", got)
+	}
+	if l, err := w.tasks.List(ctx, ""); err != nil || len(l) != 0 {
+		t.Errorf("%d tasks are left, %v", len(l), err)
+	}
+	if _, err := w.store.Stat(ctx, tasks.Prefix+"i-a1/"+l[0].ID+"/request"); !errors.Is(err, upload.ErrNotExist) {
+		t.Errorf("the task nobody can read is still there: %v", err)
 	}
 }
 

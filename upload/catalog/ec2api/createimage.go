@@ -84,20 +84,27 @@ func (s *Server) settle(ctx context.Context, account string) error {
 	if err != nil || len(pending) == 0 {
 		return err
 	}
+	// What is wrong with one image is no reason to leave others.
+	var wrong []error
 	known := make(map[string][]tasks.Task)
 	for _, m := range pending {
+		if ctx.Err() != nil {
+			return errors.Join(append(wrong, context.Cause(ctx))...)
+		}
 		all, asked := known[m.SourceInstance]
 		if !asked {
-			if all, err = s.o.Tasks.List(ctx, m.SourceInstance); err != nil {
-				return err
+			all, err = s.o.Tasks.List(ctx, m.SourceInstance)
+			if err != nil {
+				wrong = append(wrong, fmt.Errorf("image %s: %w", m.ID, err))
+				continue
 			}
 			known[m.SourceInstance] = all
 		}
 		if err := s.settleOne(ctx, m, all); err != nil {
-			return fmt.Errorf("image %s: %w", m.ID, err)
+			wrong = append(wrong, fmt.Errorf("image %s: %w", m.ID, err))
 		}
 	}
-	return nil
+	return errors.Join(wrong...)
 }
 
 // Settle is for whoever calls it now and then, so that images become available
@@ -106,11 +113,9 @@ func (s *Server) Settle(ctx context.Context) error {
 	if s.o.Tasks == nil || s.o.ReadOnly {
 		return nil
 	}
-	if err := s.settle(ctx, ""); err != nil {
-		return err
-	}
-	_, err := s.o.Tasks.Forget(ctx)
-	return err
+	err := s.settle(ctx, "")
+	_, ferr := s.o.Tasks.Forget(ctx)
+	return errors.Join(err, ferr)
 }
 
 func (s *Server) settleOne(ctx context.Context, m *catalog.Image, all []tasks.Task) error {
@@ -135,13 +140,17 @@ func (s *Server) settleOne(ctx context.Context, m *catalog.Image, all []tasks.Ta
 			return fail("Server.InternalError", "the agent made %q and was asked for %q", t.Manifest, t.Name)
 		}
 		err := s.o.Catalog.Complete(ctx, by, m.ID, t.Manifest)
-		var refused *catalog.Error
-		if errors.As(err, &refused) && refused.Code == catalog.CodeManifest {
-			return fail("Client.InvalidManifest", "%v", refused)
+		// A refusal stays one, however often it is asked for.
+		if refused := (*catalog.Error)(nil); errors.As(err, &refused) {
+			return fail("Client."+refused.Code, "%v", refused)
 		}
 		return err
 	case t.State == tasks.Failed:
-		return fail("Server."+strings.TrimPrefix(t.Code, "Server."), "%s", t.Message)
+		code := strings.TrimPrefix(t.Code, "Server.")
+		if code == "" {
+			code = "InternalError"
+		}
+		return fail("Server."+code, "%s", t.Message)
 	case t.State == tasks.Cancelled:
 		return fail("Client.Cancelled", "the task was cancelled")
 	case t.State == tasks.Pending && !now.Before(t.Expires):

@@ -47,10 +47,9 @@ func (s *Server) describeImages(ctx context.Context, c *call, in *describeImages
 	}) {
 		return out, err
 	}
-	// An agent makes some of them: it may be ready by now.
-	if err := s.settle(ctx, c.account.id); err != nil {
-		return nil, err
-	}
+	// An agent makes some of them: it may be ready by now. Where that cannot be
+	// found out the image is shown pending, as it is, and Work says why.
+	_ = s.settle(ctx, c.account.id)
 	return s.describe(ctx, c, in)
 }
 

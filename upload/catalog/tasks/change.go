@@ -45,7 +45,7 @@ func (q *Queue) Waiting(ctx context.Context, instance string) (tasks []Task, ref
 		t, err := q.get(ctx, i[0], i[1])
 		switch {
 		case errors.Is(err, ErrNotFound):
-		case errors.Is(err, ErrRequest):
+		case errors.Is(err, ErrRequest), errors.Is(err, ErrStatus):
 			refused = append(refused, fmt.Errorf("task %s: %w", i[1], err))
 		case err != nil:
 			return nil, refused, fmt.Errorf("reading task %s of %s: %w", i[1], i[0], err)
@@ -145,14 +145,15 @@ func (q *Queue) change(ctx context.Context, t Task, f func(Status) (Status, erro
 }
 
 // Forget removes tasks that ended, or expired, longer than Keep ago, and
-// returns how many.
+// returns how many. One whose status cannot be read is taken for expired at its
+// time.
 func (q *Queue) Forget(ctx context.Context) (int, error) {
-	all, err := q.List(ctx, "")
+	all, broken, err := q.list(ctx, "")
 	if err != nil {
 		return 0, err
 	}
 	n := 0
-	for _, t := range all {
+	for _, t := range append(all, broken...) {
 		last := t.Updated
 		if !t.State.Ended() && t.Expires.After(last) {
 			last = t.Expires

@@ -103,9 +103,12 @@ func (q *Queue) Get(ctx context.Context, instance, id string) (Task, error) {
 
 func (q *Queue) get(ctx context.Context, instance, id string) (t Task, err error) {
 	object, _, err := upload.GetBytes(ctx, q.o.Store, requestKey(instance, id), maxObject)
-	if errors.Is(err, upload.ErrNotExist) {
+	switch {
+	case errors.Is(err, upload.ErrNotExist):
 		return t, ErrNotFound
-	} else if err != nil {
+	case errors.Is(err, upload.ErrTooLarge):
+		return t, fmt.Errorf("%w: %w", ErrRequest, err)
+	case err != nil:
 		return t, err
 	}
 	if t.Request, err = q.open(object, instance, id); err != nil {
@@ -117,9 +120,12 @@ func (q *Queue) get(ctx context.Context, instance, id string) (t Task, err error
 
 func (q *Queue) status(ctx context.Context, instance, id string) (s Status, etag string, err error) {
 	data, o, err := upload.GetBytes(ctx, q.o.Store, statusKey(instance, id), maxObject)
-	if errors.Is(err, upload.ErrNotExist) {
+	switch {
+	case errors.Is(err, upload.ErrNotExist):
 		return s, "", ErrNotFound
-	} else if err != nil {
+	case errors.Is(err, upload.ErrTooLarge):
+		return s, "", fmt.Errorf("%w: %w", ErrStatus, err)
+	case err != nil:
 		return s, "", err
 	}
 	return parseStatus(data, o.ETag)
@@ -127,13 +133,16 @@ func (q *Queue) status(ctx context.Context, instance, id string) (s Status, etag
 
 func parseStatus(data []byte, etag string) (s Status, _ string, err error) {
 	if err := json.Unmarshal(data, &s); err != nil {
-		return Status{}, "", fmt.Errorf("its status: %w", err)
+		return Status{}, "", fmt.Errorf("%w: %w", ErrStatus, err)
 	}
 	if !s.State.known() {
-		return Status{}, "", fmt.Errorf("its status: state %q is not known", s.State)
+		return Status{}, "", fmt.Errorf("%w: state %q is not known", ErrStatus, s.State)
 	}
 	s.Progress = min(max(s.Progress, 0), 100)
-	s.Message = s.Message[:min(len(s.Message), maxText)]
+	s.Message = strings.ToValidUTF8(s.Message[:min(len(s.Message), maxText)], "")
+	if !statusCode.MatchString(s.Code) {
+		s.Code = ""
+	}
 	return s, etag, nil
 }
 
@@ -180,27 +189,35 @@ func (q *Queue) verify(armor, doc []byte, instance string) error {
 }
 
 // List returns the tasks of an instance, of all if instance is "", oldest
-// first. Objects that are no task are left out.
+// first. Objects that are no task, and tasks whose status is none, are left out.
 func (q *Queue) List(ctx context.Context, instance string) ([]Task, error) {
+	out, _, err := q.list(ctx, instance)
+	return out, err
+}
+
+// list is List; broken are the tasks that have no status to be read.
+func (q *Queue) list(ctx context.Context, instance string) (out, broken []Task, err error) {
 	ids, err := q.ids(ctx, instance)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var out []Task
 	for _, i := range ids {
 		t, err := q.get(ctx, i[0], i[1])
 		switch {
 		case errors.Is(err, ErrNotFound), errors.Is(err, ErrRequest):
 			continue
+		case errors.Is(err, ErrStatus):
+			broken = append(broken, t)
+			continue
 		case err != nil:
-			return nil, fmt.Errorf("reading task %s of %s: %w", i[1], i[0], err)
+			return nil, nil, fmt.Errorf("reading task %s of %s: %w", i[1], i[0], err)
 		}
 		out = append(out, t)
 	}
 	slices.SortFunc(out, func(a, b Task) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
 	})
-	return out, nil
+	return out, broken, nil
 }
 
 // ids lists instance and id of tasks that have a request.

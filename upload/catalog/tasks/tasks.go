@@ -130,6 +130,7 @@ var (
 	ErrCancel   = errors.New("the task is to be cancelled")  // stop, then Update to Cancelled
 	ErrEnded    = errors.New("the task has ended")           // nothing about it changes any more
 	ErrRequest  = errors.New("not a request to be followed") // malformed, expired, or not signed by who may
+	ErrStatus   = errors.New("not the status of a task")     // malformed: whoever may write the bucket can put anything there
 )
 
 // Lengths beyond which nothing is read, in bytes.
@@ -141,6 +142,7 @@ const (
 
 var (
 	taskID     = regexp.MustCompile(`^(bun|img)-[0-9a-f]{17}$`)
+	statusCode = regexp.MustCompile(`^[A-Za-z0-9.]{0,64}$`)
 	instanceID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 )
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -223,6 +224,41 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 	} {
 		if _, err := w.server.Submit(t.Context(), r); !errors.Is(err, tasks.ErrRequest) {
 			t.Errorf("%+v: %v, want ErrRequest", r, err)
+		}
+	}
+}
+
+// TestBrokenStatus: whoever may write the bucket puts nonsense in the place of a
+// status. The other tasks go on, and the one is forgotten at its time.
+func TestBrokenStatus(t *testing.T) {
+	for name, status := range map[string]string{
+		"no JSON": "{", "no state": "{}", "a state nobody knows": `{"state":"asleep"}`, "too large": `{"state":"pending"}` + strings.Repeat(" ", 1<<17),
+	} {
+		w, ctx := newWorld(t), t.Context()
+		bad := w.submit(t, bundle)
+		good := w.submit(t, bundle)
+		if _, err := upload.PutBytes(ctx, w.store, tasks.Prefix+"i-1/"+bad.ID+"/status", []byte(status), upload.PutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := w.server.List(ctx, ""); err != nil || len(l) != 1 || l[0].ID != good.ID {
+			t.Errorf("%s: listed are %v, %v", name, l, err)
+		}
+		if l, refused := w.waiting(t, "i-1"); len(l) != 1 || len(refused) != 1 || !errors.Is(refused[0], tasks.ErrStatus) {
+			t.Errorf("%s: %d wait, refused %v", name, len(l), refused)
+		}
+		w.now = w.now.Add(tasks.Keep + tasks.Lifetime)
+		if n, err := w.server.Forget(ctx); n != 2 || err != nil {
+			t.Errorf("%s: %d forgotten, %v", name, n, err)
+		}
+	}
+	w, ctx := newWorld(t), t.Context()
+	task := w.submit(t, bundle)
+	for code, want := range map[string]string{"Server.Full": "Server.Full", "two words": "", strings.Repeat("a", 65): ""} {
+		if _, err := upload.PutBytes(ctx, w.store, tasks.Prefix+"i-1/"+task.ID+"/status", fmt.Appendf(nil, `{"state":"failed","code":%q}`, code), upload.PutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := w.server.Get(ctx, "i-1", task.ID); err != nil || got.Code != want {
+			t.Errorf("the code %q is %q, %v", code, got.Code, err)
 		}
 	}
 }
