@@ -10,8 +10,8 @@ import (
 // The commands about registered images: those of the catalog in a store.
 
 const aboutIDs = `
-ID is an image's id, ami-…, or the name it is registered under: NAME, or
-ACCOUNT/NAME where several accounts have one of that name. Images are changed in
+ID is an image's id, ami-…, or the name it is registered under: NAME of one's
+own, or ACCOUNT/NAME of another account's. Images are changed in
 the name of the account they are registered for; whoever's key the catalog's
 readers trust (allowed_signers, namespace instar-catalog) may do so.`
 

@@ -142,18 +142,24 @@ for an image that is partitioned, not ext4, or without a kernel,
 // name takes the bundle that is named beside the options: a manifest's file,
 // with the parts beside it, or BUCKET/PREFIX/NAME.manifest.xml.
 func (o *launchOptions) name(bundle string) error {
-	o.bundle = bundle
 	if isFile(bundle, "") == nil {
+		o.bundle = bundle
 		o.directory = filepath.Dir(bundle)
 		return nil
 	}
 	if !strings.HasSuffix(bundle, ".manifest.xml") {
 		_, err := images.ParseRef(bundle)
 		if err == nil || catalog.CheckName(bundle) == nil {
-			o.image, o.bundle = bundle, ""
+			o.image = bundle
 			return nil
 		}
 	}
+	return o.nameStored(bundle)
+}
+
+// nameStored takes a bundle in a bucket, BUCKET/PREFIX/NAME.manifest.xml, whatever
+// files there are here.
+func (o *launchOptions) nameStored(bundle string) error {
 	bucket, manifest := path.Split(bundle)
 	if bucket = strings.TrimSuffix(bucket, "/"); bucket == "" || path.IsAbs(bundle) || !strings.HasSuffix(manifest, ".manifest.xml") {
 		return usagef("%q: neither the file of a manifest, BUCKET/PREFIX/NAME.manifest.xml nor an Instar image's NAME", bundle)
@@ -161,7 +167,7 @@ func (o *launchOptions) name(bundle string) error {
 	if o.download.bucket != "" || o.download.manifest != "" || o.download.prefix != "" {
 		return usagef("bundle %q is named, and another by --bucket, --manifest or --prefix", bundle)
 	}
-	o.download.bucket, o.download.manifest = bucket, manifest
+	o.bundle, o.download.bucket, o.download.manifest = bundle, bucket, manifest
 	return nil
 }
 

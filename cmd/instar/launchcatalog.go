@@ -15,6 +15,7 @@ import (
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/catalog"
+	"github.com/instar-image/instar/upload/images"
 )
 
 // registered finds what is to be launched in the catalog, if ref is an id or a
@@ -59,7 +60,7 @@ func (o *launchOptions) registered(ctx context.Context, a *app) (m *catalog.Imag
 		return nil, nil
 	}
 	if m, err = findImage(ctx, v, account, ref); err != nil {
-		if !id && exitCode(err) == exitFile {
+		if _, unfit := images.ParseRef(ref); !id && unfit == nil && exitCode(err) == exitFile {
 			return nil, nil // said as ever
 		}
 		return nil, err
@@ -77,7 +78,10 @@ func (o *launchOptions) registered(ctx context.Context, a *app) (m *catalog.Imag
 	case catalog.KindInstar:
 		o.image = m.Location
 	case catalog.KindBundle:
-		return m, o.name(m.Location)
+		if o.download.digest = m.Digest; m.Digest == "" {
+			return nil, failf(exitTrust, "image %s: the catalog does not say which manifest was registered", m.ID)
+		}
+		return m, o.nameStored(m.Location)
 	default:
 		return nil, failf(exitUsage, "image %s is a record without bytes: there is nothing to launch", m.ID)
 	}

@@ -61,7 +61,9 @@ func explainCatalog(err error) error {
 	return err
 }
 
-// findImage finds a registered image by id, NAME or ACCOUNT/NAME.
+// findImage finds a registered image by id, NAME or ACCOUNT/NAME. A plain name is
+// one of the account's own: anybody may give an image of his the same, for whoever
+// does not look whose it is.
 func findImage(ctx context.Context, v *catalog.View, account, ref string) (*catalog.Image, error) {
 	if strings.HasPrefix(ref, "ami-") || strings.HasPrefix(ref, "aki-") || strings.HasPrefix(ref, "ari-") {
 		if catalog.CheckID(ref) == nil {
@@ -72,32 +74,20 @@ func findImage(ctx context.Context, v *catalog.View, account, ref string) (*cata
 			return m, err
 		}
 	}
-	if account != "" {
-		if m, err := v.ByName(ctx, account, ref); m != nil || err != nil {
-			return m, err
-		}
+	name := ref
+	const whose = "Another account's image is named by its id, or ACCOUNT/NAME."
+	if owner, rest, ok := strings.Cut(ref, "/"); ok && catalog.CheckAccount(owner) == nil {
+		account, name = owner, rest
 	}
-	if owner, name, ok := strings.Cut(ref, "/"); ok && catalog.CheckAccount(owner) == nil {
-		if m, err := v.ByName(ctx, owner, name); m != nil || err != nil {
-			return m, err
-		}
+	if account == "" {
+		return nil, withHint(failf(exitFile, "no account is known whose image %s would be", shown(ref)),
+			"account_id in the configuration, or EC2_USER_ID, says who you are. "+whose)
 	}
-	var found []*catalog.Image
-	for m, err := range v.Images(ctx) {
-		if err != nil {
-			return nil, err
-		}
-		if m.Name == ref && m.State != catalog.Deregistered {
-			found = append(found, m)
-		}
+	m, err := v.ByName(ctx, account, name)
+	if err == nil && m == nil {
+		err = withHint(failf(exitFile, "account %s has no image registered as %s", account, shown(name)), whose)
 	}
-	switch len(found) {
-	case 0:
-		return nil, failf(exitFile, "no image is registered as %s", shown(ref))
-	case 1:
-		return found[0], nil
-	}
-	return nil, withHint(failf(exitFile, "%d accounts have an image of that name", len(found)), "Write ACCOUNT/NAME, or the id.")
+	return m, err
 }
 
 // changeImage opens the catalog and makes a change to one image, in the name of

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -172,6 +174,10 @@ func (a *app) sourceManifest(ctx context.Context, o *downloadOptions, store uplo
 	}
 	if raw, err = storedManifest(ctx, store, name); err != nil {
 		return nil, nil, nil, "", err
+	}
+	if sum := sha256.Sum256(raw); o.digest != "" && hex.EncodeToString(sum[:]) != o.digest {
+		return nil, nil, nil, "", withHint(failf(exitTrust, "%s/%s: the manifest has SHA-256 %x, and %s was registered", store, name, sum, o.digest),
+			"Somebody changed the bundle after it was registered. If that was right, register it anew.")
 	}
 	if m, plain, err = parseManifest(raw, key); err != nil {
 		err = fmt.Errorf("%s/%s: %w", store, name, err)

@@ -77,6 +77,7 @@ type downloadOptions struct {
 	trust
 	manifest, prefix, localManifest string
 	key, directory                  string
+	digest                          string // hex SHA-256 that the manifest in the bucket must have; "" for any
 }
 
 // addSource adds the options that name a bundle in a bucket.
