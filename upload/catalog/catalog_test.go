@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -118,15 +120,59 @@ func TestLifecycle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := v.Describe(ctx, bob, Query{Filters: []Filter{{"tag:env", []string{"p*"}}, {"name", []string{"web-?"}}}})
+	found, err := v.Describe(ctx, alice, Query{Filters: []Filter{{"tag:env", []string{"p*"}}, {"name", []string{"web-?"}}}})
 	if err != nil || len(found) != 1 || found[0].ID != m.ID {
 		t.Fatalf("%v, %v", found, err)
+	}
+	// Bob sees the image, and not its tags.
+	if found, err = v.Describe(ctx, bob, Query{Filters: []Filter{{"tag:env", []string{"p*"}}}}); err != nil || len(found) != 0 {
+		t.Fatalf("bob finds %v, %v", found, err)
+	}
+	long := strings.Repeat("a", 4000)
+	_, err = v.Describe(ctx, alice, Query{Filters: []Filter{{"name", []string{long, long}}, {"description", []string{long}}}})
+	code(t, err, "FilterLimitExceeded")
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := v.Describe(gone, alice, Query{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("asked by nobody any more: %v", err)
 	}
 	if err := c.Deregister(ctx, a, m.ID); err != nil {
 		t.Fatal(err)
 	}
 	code(t, c.Deregister(ctx, a, m.ID), CodeAMIUnavailable)
 	record(t, c, alice, "web-1") // the name is free again
+}
+
+// TestCooldown: nothing but a day's time leads from a protection with a cooldown
+// to an image that can be deregistered.
+func TestCooldown(t *testing.T) {
+	type step struct{ on, cooldown bool }
+	for _, way := range [][]step{
+		{{false, false}},
+		{{true, false}, {false, false}},
+		{{false, false}, {true, false}, {false, false}},
+		{{false, false}, {true, true}, {true, false}, {false, false}},
+	} {
+		c := open(t, newMemory().client(nil), testSigner(t), nil)
+		now := c.opt.Now()
+		c.opt.Now = func() time.Time { return now }
+		if err := c.Create(t.Context(), "test-1"); err != nil {
+			t.Fatal(err)
+		}
+		m := record(t, c, alice, "web-1")
+		for _, s := range append([]step{{true, true}}, way...) {
+			now = now.Add(time.Minute)
+			if _, err := c.SetProtection(t.Context(), Call{Account: alice}, m.ID, s.on, s.cooldown); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now = now.Add(Cooldown - 10*time.Minute)
+		code(t, c.Deregister(t.Context(), Call{Account: alice}, m.ID), CodeNotPermitted)
+		now = now.Add(10 * time.Minute)
+		if err := c.Deregister(t.Context(), Call{Account: alice}, m.ID); err != nil {
+			t.Errorf("%v, a day later: %v", way, err)
+		}
+	}
 }
 
 // TestAtOnce: many changes at once, from two processes' worth of catalogs.

@@ -284,24 +284,31 @@ func (c *Catalog) SetDeprecation(ctx context.Context, call Call, id string, at t
 const Cooldown = 24 * time.Hour
 
 // SetProtection protects an image against being deregistered, with a cooldown
-// or without, or ends that. It answers what EC2 does: the new value of the
-// attribute deregistrationProtection.
+// or without, or ends that. From a protection with a cooldown, or a cooldown that
+// runs, nothing but time leads to an image without protection: what ends the
+// cooldown's protection otherwise, or takes its cooldown away, begins the cooldown,
+// and protecting the image again does not end one. It answers what EC2 does: the
+// new value of the attribute deregistrationProtection.
 func (c *Catalog) SetProtection(ctx context.Context, call Call, id string, on, cooldown bool) (string, error) {
 	action := "DisableImageDeregistrationProtection"
 	if on {
 		action = "EnableImageDeregistrationProtection"
 	}
 	m, err := c.change(ctx, call, id, action, "", func(t *Tx, n *Image) error {
+		cooled := n.Protection == "enabled-with-cooldown"
 		switch {
 		case on && cooldown:
-			n.Protection, n.ProtectedUntil = "enabled-with-cooldown", time.Time{}
+			n.Protection, cooled = "enabled-with-cooldown", false
 		case on:
-			n.Protection, n.ProtectedUntil = "enabled-without-cooldown", time.Time{}
+			n.Protection = "enabled-without-cooldown"
 		default:
-			if n.Protection == "enabled-with-cooldown" {
-				n.ProtectedUntil = t.at.Add(Cooldown)
-			}
 			n.Protection = ""
+		}
+		switch {
+		case cooled:
+			n.ProtectedUntil = t.at.Add(Cooldown)
+		case !t.at.Before(n.ProtectedUntil):
+			n.ProtectedUntil = time.Time{}
 		}
 		return nil
 	})
