@@ -282,29 +282,24 @@ func (a *app) otherRegions(ctx context.Context, o *catalogServeOptions, own stri
 	return out, nil
 }
 
-// accountsFile is read anew when it has changed; one that is wrong leaves the
-// accounts of before, and says so.
+// accountsFile is read anew when it, or a file that it names, has changed; what is
+// wrong leaves the accounts of before, and says so.
 type accountsFile struct {
 	name string
 	log  zerolog.Logger
 
-	mu      sync.Mutex
-	looked  time.Time
-	changed time.Time
-	now     *ec2api.Accounts
+	mu     sync.Mutex
+	looked time.Time
+	failed string // why they cannot be read, said already
+	now    *ec2api.Accounts
 }
 
 func newAccountsFile(name string, log zerolog.Logger) (*accountsFile, error) {
-	f := &accountsFile{name: name, log: log}
-	st, err := os.Stat(name)
+	now, err := ec2api.ReadAccounts(name)
 	if err != nil {
 		return nil, err
 	}
-	if f.now, err = ec2api.ReadAccounts(name); err != nil {
-		return nil, err
-	}
-	f.changed = st.ModTime()
-	return f, nil
+	return &accountsFile{name: name, log: log, now: now}, nil
 }
 
 // accountsEvery is how often the accounts' file is looked at, at most.
@@ -317,19 +312,27 @@ func (f *accountsFile) get() *ec2api.Accounts {
 		return f.now
 	}
 	f.looked = time.Now()
-	st, err := os.Stat(f.name)
-	if err == nil && st.ModTime().Equal(f.changed) {
+	if f.failed == "" && !changedSince(f.now.Files()) {
 		return f.now
 	}
-	if err == nil {
-		f.changed = st.ModTime()
-		var fresh *ec2api.Accounts
-		if fresh, err = ec2api.ReadAccounts(f.name); err == nil {
-			f.now = fresh
-			f.log.Info().Int("keys", fresh.Len()).Msg("the accounts were read anew")
-			return f.now
+	fresh, err := ec2api.ReadAccounts(f.name)
+	switch {
+	case err == nil:
+		f.now, f.failed = fresh, ""
+		f.log.Info().Int("keys", fresh.Len()).Msg("the accounts were read anew")
+	case err.Error() != f.failed:
+		f.failed = err.Error()
+		f.log.Error().Err(err).Msg("the accounts cannot be read: those of before hold")
+	}
+	return f.now
+}
+
+// changedSince says whether one of the files was changed at another time, or is gone.
+func changedSince(files map[string]time.Time) bool {
+	for name, at := range files {
+		if st, err := os.Stat(name); err != nil || !st.ModTime().Equal(at) {
+			return true
 		}
 	}
-	f.log.Error().Err(err).Msg("the accounts cannot be read: those of before hold")
-	return f.now
+	return false
 }

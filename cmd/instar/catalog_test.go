@@ -199,6 +199,27 @@ func TestCatalogServe(t *testing.T) {
 		status, _ := p.ask(url, "KEY22", "Action=DescribeImages")
 		return status == 200 && strings.Contains(log.String(), "those of before hold")
 	})
+	// So are the files that it names.
+	secret := func(text string) {
+		t.Helper()
+		p.write("secret", text)
+		future = future.Add(time.Second)
+		if err := os.Chtimes(p.path("secret"), future, future); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secret("another-secret")
+	p.write("accounts.yaml", "accounts:\n- id: '111122223333'\n  keys: [{access-key-id: KEY3, secret-file: secret}]\n- id: '444455556666'\n  keys: [{access-key-id: KEY4, secret-access-key: secret-of-KEY4}]\n")
+	future = future.Add(time.Second)
+	if err := os.Chtimes(p.path("accounts.yaml"), future, future); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the accounts with a secret's file are taken", func() bool { status, _ := p.ask(url, "KEY4", "Action=DescribeImages"); return status == 200 })
+	if status, _ := p.ask(url, "KEY3", "Action=DescribeImages"); status != 401 {
+		t.Errorf("with the wrong secret: %d", status)
+	}
+	secret("secret-of-KEY3")
+	eventually(t, "the new secret is taken", func() bool { status, _ := p.ask(url, "KEY3", "Action=DescribeImages"); return status == 200 })
 	p.accounts("KEY1")
 	if code := stop(); code != exitOK && code != exitInterrupt {
 		t.Errorf("it ended with %d: %s", code, log)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -24,7 +25,8 @@ import (
 // change; a changed file is read anew.
 type Accounts struct {
 	keys   map[string]credential
-	secret [32]byte // of all servers with the same file
+	secret [32]byte             // of all servers with the same file
+	files  map[string]time.Time // that were read, and when they had been changed
 }
 
 // credential is an access key and what it stands for.
@@ -99,7 +101,8 @@ func ReadAccounts(name string) (*Accounts, error) {
 }
 
 func readAccounts(name string) (*Accounts, error) {
-	data, err := readSecretFile(name, maxAccounts)
+	a := &Accounts{keys: make(map[string]credential), files: make(map[string]time.Time)}
+	data, err := a.read(name, maxAccounts)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +112,6 @@ func readAccounts(name string) (*Accounts, error) {
 			return nil, err
 		}
 	}
-	a := &Accounts{keys: make(map[string]credential)}
 	byID := make(map[string]*account)
 	for _, x := range f.Accounts {
 		if !accountID.MatchString(x.ID) {
@@ -158,7 +160,7 @@ func (a *Accounts) add(acc *account, k keyFile, dir string) error {
 		if secret != "" {
 			return errors.New("it has a secret-access-key and a secret-file")
 		}
-		b, err := readSecretFile(beside(dir, k.File), 4096)
+		b, err := a.read(beside(dir, k.File), 4096)
 		if err != nil {
 			return err
 		}
@@ -205,8 +207,12 @@ func (a *Accounts) lookup(id string) (sigv4.Key, bool) {
 // Len is how many access keys there are.
 func (a *Accounts) Len() int { return len(a.keys) }
 
-// readSecretFile reads a file that the world must not.
-func readSecretFile(name string, limit int64) ([]byte, error) {
+// Files are the names of the files that the accounts were read from: the file
+// itself, those of secrets, and the export; and when each had been changed.
+func (a *Accounts) Files() map[string]time.Time { return maps.Clone(a.files) }
+
+// read reads a file that the world must not.
+func (a *Accounts) read(name string, limit int64) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
@@ -216,6 +222,7 @@ func readSecretFile(name string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.files[name] = st.ModTime()
 	if st.Mode().Perm()&0o007 != 0 {
 		return nil, fmt.Errorf("%s can be read by everybody and holds secrets: chmod o= %[1]s", name)
 	}

@@ -32,7 +32,7 @@ func (a *Accounts) addMinIO(name, prefix string, accounts map[string]*account) e
 	if prefix == "" {
 		prefix = minioPolicy
 	}
-	data, err := readSecretFile(name, maxExport)
+	data, err := a.read(name, maxExport)
 	if err != nil {
 		return err
 	}
