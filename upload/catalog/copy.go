@@ -87,6 +87,9 @@ func (c *Catalog) Copy(ctx context.Context, call Call, r CopyRequest, from *Cata
 			m.Description = r.Description
 		}
 		m.SourceImage, m.SourceRegion = source.ID, r.SourceRegion
+		if source.Owner != call.Account {
+			m.SourceInstance = "" // for its owner to know
+		}
 		m.Public, m.LaunchAccounts, m.LaunchOrgs, m.LaunchOrgUnits = false, nil, nil, nil
 		m.Protection, m.Reason = "", Reason{}
 		m.Deprecated, m.LastLaunched, m.ProtectedUntil = m.Deregistered, m.Deregistered, m.Deregistered

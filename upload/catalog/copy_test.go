@@ -189,6 +189,33 @@ func TestCopyCut(t *testing.T) {
 	}
 }
 
+// TestCopyTellsNothing: a copy of another's image has not what its owner alone is
+// shown.
+func TestCopyTellsNothing(t *testing.T) {
+	src := &region{"src-1", newMemory(), newMemory()}
+	dst := &region{"dst-1", newMemory(), newMemory()}
+	key := open(t, src.mem.client(nil), testSigner(t), nil)
+	from, to := src.open(t, key, nil), dst.open(t, key, nil)
+	if err := errors.Join(from.Create(t.Context(), "src-1"), to.Create(t.Context(), "dst-1")); err != nil {
+		t.Fatal(err)
+	}
+	m, err := from.Register(t.Context(), Call{Account: alice}, Registration{
+		Image: Image{Name: "bundle", Location: bundleIn(t, src.buckets), SourceInstance: "i-1", Tags: Tags{"k": "v"}},
+	})
+	if err == nil {
+		_, err = from.ModifyLaunchPermissions(t.Context(), Call{Account: alice}, m.ID, Permissions{Public: true}, Permissions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for account, want := range map[string]string{alice: "i-1", bob: ""} {
+		c, err := to.Copy(t.Context(), Call{Account: account}, CopyRequest{SourceID: m.ID}, from)
+		if err != nil || c.SourceInstance != want || len(c.Tags) != 0 {
+			t.Errorf("%s's copy is of the instance %q with %v, %v", account, c.SourceInstance, c.Tags, err)
+		}
+	}
+}
+
 // TestCopyOfDamagedSource: it fails, and says which part it is.
 func TestCopyOfDamagedSource(t *testing.T) {
 	src := &region{"src-1", newMemory(), newMemory()}

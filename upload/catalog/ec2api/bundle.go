@@ -109,6 +109,9 @@ func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance
 	}
 	for _, t := range all {
 		if t.Kind == tasks.BundleInstance && !t.State.Ended() && s.o.Now().Before(t.Expires) {
+			if t.Account != c.account.id {
+				return nil, refuse(codeBundling, "Instance '%s' is already being bundled", in.InstanceID)
+			}
 			return nil, refuse(codeBundling, "Instance '%s' is already being bundled: %s", in.InstanceID, t.ID)
 		}
 	}
