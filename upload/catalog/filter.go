@@ -18,8 +18,8 @@ type Filter struct {
 
 // How many values all filters of a request may have, and how many bytes these.
 const (
-	maxFilterValues = 200
-	maxFilterBytes  = 8192
+	MaxFilterValues = 200
+	MaxFilterBytes  = 8192
 )
 
 // CreationLayout is how EC2 writes an image's creation date.
@@ -125,15 +125,15 @@ func ParseFilters(l []Filter) (*Filters, error) {
 		if len(one.Values) == 0 {
 			return nil, refuse(CodeMissing, "The filter '%s' has no value", clip(one.Name))
 		}
-		if n += len(one.Values); n > maxFilterValues {
-			return nil, refuse("FilterLimitExceeded", "The request has more than %d filter values", maxFilterValues)
+		if n += len(one.Values); n > MaxFilterValues {
+			return nil, refuse("FilterLimitExceeded", "The request has more than %d filter values", MaxFilterValues)
 		}
 		for _, v := range one.Values {
 			if len(v) > 4096 {
 				return nil, refuse(CodeParameterValue, "A value of the filter '%s' has %d bytes", clip(one.Name), len(v))
 			}
-			if size += len(v); size > maxFilterBytes {
-				return nil, refuse("FilterLimitExceeded", "The request's filter values have more than %d bytes", maxFilterBytes)
+			if size += len(v); size > MaxFilterBytes {
+				return nil, refuse("FilterLimitExceeded", "The request's filter values have more than %d bytes", MaxFilterBytes)
 			}
 			p := compile(v)
 			if s, ok := p.exact(); ok {
@@ -217,6 +217,16 @@ func positive(n int64) string {
 	}
 	return strconv.FormatInt(n, 10)
 }
+
+// Pattern is a compiled value of a filter, for what is no image: * stands for any
+// characters, ? for one, and \ in front of a character for that character itself.
+type Pattern struct{ p pattern }
+
+// NewPattern compiles a pattern; every text is one.
+func NewPattern(s string) Pattern { return Pattern{compile(s)} }
+
+// Match says whether s is matched.
+func (p Pattern) Match(s string) bool { return p.p.match(s) }
 
 // pattern is a compiled value of a filter.
 type pattern []token

@@ -160,17 +160,23 @@ func (c *Catalog) inspectBundle(ctx context.Context, location string) (*Facts, e
 // partsThere makes sure that all parts are stored, with the bytes they have
 // together.
 func partsThere(ctx context.Context, s upload.Store, folder string, m *ec2.Manifest) error {
-	sizes := map[string]int64{}
+	// Whatever else lies in the folder, and however much, is not kept.
+	sizes := make(map[string]int64, len(m.Parts))
+	for _, p := range m.Parts {
+		sizes[partKey(folder, p.Filename)] = -1
+	}
 	for o, err := range s.List(ctx, partKey(folder, "")) {
 		if err != nil {
 			return asManifest(ctx, err)
 		}
-		sizes[o.Key] = o.Size
+		if _, ok := sizes[o.Key]; ok {
+			sizes[o.Key] = o.Size
+		}
 	}
 	var total int64
 	for _, p := range m.Parts {
-		size, ok := sizes[partKey(folder, p.Filename)]
-		if !ok {
+		size := sizes[partKey(folder, p.Filename)]
+		if size < 0 {
 			return refuse(CodeManifest, "The part %q is missing", p.Filename)
 		}
 		total += size

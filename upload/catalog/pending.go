@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"errors"
+	"slices"
 )
 
 // CreatePending puts the record of an image that is still being made:
@@ -56,7 +57,11 @@ func (c *Catalog) Complete(ctx context.Context, call Call, id, location string) 
 			return err
 		}
 		if len(others) > 0 {
-			return refuse(CodeManifest, "The location %q is %s's already", clip(facts.Location), others[0].ID)
+			whose := "another image" // and if it is another account's, not more
+			if i := slices.IndexFunc(others, func(m *Image) bool { return m.Owner == call.Account }); i >= 0 {
+				whose = others[i].ID
+			}
+			return refuse(CodeManifest, "The location %q is %s's already", clip(facts.Location), whose)
 		}
 		if err := t.claimed(ctx, facts.Location); err != nil {
 			return err
@@ -91,8 +96,3 @@ func (c *Catalog) settle(ctx context.Context, call Call, id, action, detail stri
 	}
 	return err
 }
-
-// Glob says whether s matches a pattern as the values of filters are: * stands
-// for any characters, ? for one, and \ in front of a character for that
-// character itself.
-func Glob(pattern, s string) bool { return compile(pattern).match(s) }

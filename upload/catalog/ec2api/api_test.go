@@ -307,7 +307,7 @@ func TestRequestsThatAreWrong(t *testing.T) {
 	if r := w.do(unsigned); r.Code != "MissingAuthenticationToken" || r.Status != 403 {
 		t.Errorf("unsigned: %+v", r)
 	}
-	big := httptest.NewRequest("POST", "/", strings.NewReader(strings.Repeat("a", 2<<20)))
+	big := httptest.NewRequest("POST", "/", strings.NewReader(strings.Repeat("a", 256<<10+1)))
 	if r := w.do(big); r.Code != "RequestEntityTooLarge" {
 		t.Errorf("a large body: %.300v", r)
 	}
@@ -405,6 +405,27 @@ func TestBundleTasks(t *testing.T) {
 		t.Errorf("at the end:\n%s", r.Body)
 	}
 	w.want("IncorrectState", alice, "CancelBundleTask", "BundleId", id)
+}
+
+// TestTooManyTasks: an instance is not asked without end, and what others have it
+// do is not told.
+func TestTooManyTasks(t *testing.T) {
+	w := newWorld(t)
+	for i := range 15 {
+		w.want("", alice, "CreateImage", "InstanceId", "i-a1", "Name", fmt.Sprintf("image %d", i))
+	}
+	others, err := w.tasks.Submit(t.Context(), tasks.Request{Kind: tasks.BundleInstance, Instance: "i-a1", Account: bob, Bucket: "bob-1", Prefix: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := w.want("BundlingInProgress", alice, "BundleInstance", "InstanceId", "i-a1", "Storage.S3.Bucket", "alice-1", "Storage.S3.Prefix", "web"); strings.Contains(r.Body, others.ID) {
+		t.Errorf("another's task is named:\n%s", r.Body)
+	}
+	w.want("RequestLimitExceeded", alice, "CreateImage", "InstanceId", "i-a1", "Name", "image 16")
+	w.want("", alice, "CreateImage", "InstanceId", "i-a2", "Name", "image 16")
+	w.now = w.now.Add(tasks.Lifetime) // nobody does them any more
+	w.want("", alice, "CreateImage", "InstanceId", "i-a1", "Name", "image 17")
+	w.want("FilterLimitExceeded", alice, "DescribeTags", "Filter.1.Name", "key", "Filter.1.Value.1", strings.Repeat("a", 8193))
 }
 
 func TestCreateImage(t *testing.T) {

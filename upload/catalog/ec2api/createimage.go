@@ -37,6 +37,19 @@ func (s *Server) createImage(ctx context.Context, c *call, in *createImage) (rep
 	if err != nil {
 		return nil, err
 	}
+	all, err := s.o.Tasks.List(ctx, in.InstanceID)
+	if err != nil {
+		return nil, err
+	}
+	now, unfinished := s.o.Now(), 0
+	for _, t := range all {
+		if t.State == tasks.Pending && now.Before(t.Expires) || t.State != tasks.Pending && !t.State.Ended() && now.Sub(t.Updated) <= stalled {
+			unfinished++
+		}
+	}
+	if unfinished >= maxUnfinished {
+		return nil, refuse(codeLimit, "Instance '%s' has %d tasks to do already", in.InstanceID, unfinished)
+	}
 	m, err := s.o.Catalog.CreatePending(ctx, c.as(in.DryRun), "CreateImage", catalog.Image{
 		Name: in.Name, Description: in.Description, BlockDevices: devices, Tags: tags, SourceInstance: in.InstanceID,
 		Architecture: "x86_64", VirtualizationType: "hvm",
@@ -55,6 +68,9 @@ func (s *Server) createImage(ctx context.Context, c *call, in *createImage) (rep
 	}
 	return &imageIDReply{ImageID: m.ID}, nil
 }
+
+// maxUnfinished is how many tasks an instance may have at a time.
+const maxUnfinished = 16
 
 // settler is who changes records that agents have made true.
 const settler = "instar catalog serve"

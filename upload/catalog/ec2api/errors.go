@@ -1,6 +1,7 @@
 package ec2api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -30,6 +31,7 @@ const (
 	codeMethod            = "MethodNotAllowed"
 	codeBucketNotFound    = "InvalidS3Bucket.NotFound"
 	codeLimit             = "RequestLimitExceeded"
+	codeFilterLimit       = "FilterLimitExceeded"
 	codeSigScope          = "SignatureDoesNotMatch"
 	codeInvalidID         = "InvalidID"
 )
@@ -82,6 +84,9 @@ func answer(err error, service string) (code, message string) {
 		return catalog.CodeUnavailable, "The catalog is busy. Try again."
 	case errors.Is(err, catalog.ErrReadOnly):
 		return catalog.CodeUnauthorized, "This server has no key to sign changes of the catalog with: it only reads."
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return catalog.CodeUnavailable, "The request took too long. Try again."
 	}
 	return catalog.CodeInternal, "An internal error has occurred. The server's log has the request's id."
 }

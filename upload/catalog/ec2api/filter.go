@@ -9,29 +9,42 @@ import (
 
 // matcher is a set of filters for what is no image: all must hold, each by one
 // of its values.
-type matcher []filter
+type matcher []compiled
+
+type compiled struct {
+	name   string
+	values []catalog.Pattern
+}
 
 // newMatcher checks that the filters' names are among those known; a known name
 // that ends in ':' is the beginning of many.
 func newMatcher(l []filter, known ...string) (matcher, error) {
+	var m matcher
+	values, size := 0, 0
 	for _, f := range l {
 		if !slices.ContainsFunc(known, func(k string) bool {
 			return f.Name == k || strings.HasSuffix(k, ":") && strings.HasPrefix(f.Name, k) && len(f.Name) > len(k)
 		}) {
 			return nil, refuse(catalog.CodeParameterValue, "The filter '%.255s' is invalid", f.Name)
 		}
-		if len(f.Value) > 200 {
-			return nil, refuse(catalog.CodeParameterValue, "The filter '%.255s' has more than 200 values", f.Name)
+		c := compiled{name: f.Name}
+		for _, v := range f.Value {
+			values, size = values+1, size+len(v)
+			if values > catalog.MaxFilterValues || size > catalog.MaxFilterBytes {
+				return nil, refuse(codeFilterLimit, "The request's filters have more than %d values, or these more than %d bytes", catalog.MaxFilterValues, catalog.MaxFilterBytes)
+			}
+			c.values = append(c.values, catalog.NewPattern(v))
 		}
+		m = append(m, c)
 	}
-	return l, nil
+	return m, nil
 }
 
 // all says whether every filter holds; field gives a name's values.
 func (m matcher) all(field func(name string) []string) bool {
-	return !slices.ContainsFunc(m, func(f filter) bool {
-		return !slices.ContainsFunc(field(f.Name), func(is string) bool {
-			return slices.ContainsFunc(f.Value, func(pattern string) bool { return catalog.Glob(pattern, is) })
+	return !slices.ContainsFunc(m, func(c compiled) bool {
+		return !slices.ContainsFunc(field(c.name), func(is string) bool {
+			return slices.ContainsFunc(c.values, func(p catalog.Pattern) bool { return p.Match(is) })
 		})
 	})
 }

@@ -12,7 +12,7 @@ import (
 
 // Limits of a request.
 const (
-	maxBody       = 1 << 20 // bytes
+	maxBody       = 256 << 10 // bytes
 	maxParameters = 5000
 	maxName       = 255 // bytes of a parameter's name
 )

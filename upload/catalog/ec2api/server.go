@@ -182,6 +182,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// requestTime is how long a request may take, once its body is here. None waits
+// for bytes of images.
+const requestTime = time.Minute
+
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, rec *Record) (doc []byte, service string, err error) {
 	service = serviceEC2
 	if err := methodAllowed(r); err != nil {
@@ -210,7 +214,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, rec *Record) (doc
 	if c.params, err = parseParams(r.URL.RawQuery, r.Header.Get("Content-Type"), body); err != nil {
 		return nil, service, err
 	}
-	out, err := c.dispatch(r.Context(), rec)
+	ctx, cancel := context.WithTimeout(r.Context(), requestTime)
+	defer cancel()
+	out, err := c.dispatch(ctx, rec)
 	if err != nil {
 		return nil, service, err
 	}
