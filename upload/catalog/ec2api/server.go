@@ -77,9 +77,10 @@ type Server struct {
 	o       Options
 	actions map[string]action
 
-	id   string        // of this server, among those that serve the catalog
-	wake chan struct{} // there is something to do
-	busy sync.Map      // ids of images being copied here
+	id    string        // of this server, among those that serve the catalog
+	wake  chan struct{} // there is something to do
+	busy  sync.Map      // ids of images being copied here
+	waits waits         // copies that failed
 }
 
 // New makes a handler. It asks the store nothing.

@@ -4,12 +4,64 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/instar-image/instar/upload/catalog"
 )
+
+// How long a copy that failed waits before it is tried again: twice as long with
+// each failure. Others get their turn meanwhile.
+const (
+	firstWait = time.Minute
+	mostWait  = time.Hour
+)
+
+// waits are copies that failed and wait. It may be used concurrently.
+type waits struct {
+	mu sync.Mutex
+	m  map[string]wait
+}
+
+type wait struct {
+	long  time.Duration
+	until time.Time
+}
+
+// failed has a copy wait from now on.
+func (w *waits) failed(id string, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.m == nil {
+		w.m = make(map[string]wait)
+	}
+	long := min(max(2*w.m[id].long, firstWait), mostWait)
+	w.m[id] = wait{long, now.Add(long)}
+}
+
+// done forgets a copy.
+func (w *waits) done(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.m, id)
+}
+
+// ready are those of copies that do not wait; what is no copy any more is
+// forgotten.
+func (w *waits) ready(copies []*catalog.Image, now time.Time) []*catalog.Image {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	there := make(map[string]bool, len(copies))
+	for _, m := range copies {
+		there[m.ID] = true
+	}
+	maps.DeleteFunc(w.m, func(id string, _ wait) bool { return !there[id] })
+	return slices.DeleteFunc(copies, func(m *catalog.Image) bool { return now.Before(w.m[m.ID].until) })
+}
 
 // atOnce is how many copies a server makes at a time.
 const atOnce = 2
@@ -36,13 +88,20 @@ func (s *Server) Work(ctx context.Context, every time.Duration, failed func(erro
 		if err != nil && ctx.Err() == nil {
 			failed(fmt.Errorf("looking for copies to be made: %w", err))
 		}
+		if err == nil {
+			copies = s.waits.ready(copies, s.o.Now())
+		}
 		for _, m := range copies {
 			if _, busy := s.busy.LoadOrStore(m.ID, true); busy {
 				continue
 			}
 			if !group.TryGo(func() error {
 				defer s.busy.Delete(m.ID)
-				if err := s.fill(ctx, m); err != nil && ctx.Err() == nil && !errors.Is(err, errLeased) {
+				switch err := s.fill(ctx, m); {
+				case err == nil:
+					s.waits.done(m.ID)
+				case ctx.Err() == nil && !errors.Is(err, errLeased):
+					s.waits.failed(m.ID, s.o.Now())
 					failed(fmt.Errorf("copying %s from %s: %w", m.ID, m.SourceRegion, err))
 				}
 				return nil
