@@ -316,6 +316,36 @@ func TestRequestsThatAreWrong(t *testing.T) {
 	}
 }
 
+// TestPresigned: a presigned request reads as long as it says, and changes
+// something only as long as others do.
+func TestPresigned(t *testing.T) {
+	w := newWorld(t)
+	id := w.register(alice, "an image")
+	signed := w.now
+	ask := func(action string) reply {
+		t.Helper()
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "http://127.0.0.1:8773/?X-Amz-Expires=3600&Version=2016-11-15&Action="+action, nil)
+		sum := sha256.Sum256(nil)
+		url, _, err := v4.NewSigner().PresignHTTP(t.Context(), aws.Credentials{AccessKeyID: "KEYALICE", SecretAccessKey: secret}, r, hex.EncodeToString(sum[:]), "ec2", region, signed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.do(httptest.NewRequestWithContext(t.Context(), "GET", url, nil))
+	}
+	for _, c := range []struct {
+		pass          time.Duration
+		reads, change string
+	}{{0, "", "DryRunOperation"}, {5 * time.Minute, "", "DryRunOperation"}, {time.Second, "", "RequestExpired"}, {time.Hour, "RequestExpired", "RequestExpired"}} {
+		w.now = w.now.Add(c.pass)
+		if r := ask("DescribeImages"); r.Code != c.reads {
+			t.Errorf("read after %s: %q, want %q\n%s", w.now.Sub(signed), r.Code, c.reads, r.Body)
+		}
+		if r := ask("DeregisterImage&DryRun=true&ImageId=" + id); r.Code != c.change {
+			t.Errorf("change after %s: %q, want %q\n%s", w.now.Sub(signed), r.Code, c.change, r.Body)
+		}
+	}
+}
+
 func many(n int) string {
 	var b strings.Builder
 	for i := range n {

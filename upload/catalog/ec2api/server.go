@@ -110,6 +110,7 @@ type call struct {
 	host     string
 	action   string
 	service  string
+	signed   time.Time
 	params   *params
 }
 
@@ -211,7 +212,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, rec *Record) (doc
 	}
 	who := accounts.keys[signed.KeyID]
 	rec.Key, rec.Account = signed.KeyID, who.account.id
-	c := &call{Server: s, accounts: accounts, account: who.account, key: signed.KeyID, readOnly: who.readOnly, host: r.Host, service: service}
+	c := &call{Server: s, accounts: accounts, account: who.account, key: signed.KeyID, readOnly: who.readOnly, host: r.Host, service: service, signed: signed.Time}
 	if c.params, err = parseParams(r.URL.RawQuery, r.Header.Get("Content-Type"), body); err != nil {
 		return nil, service, err
 	}
@@ -249,6 +250,11 @@ func (c *call) dispatch(ctx context.Context, rec *Record) (reply, error) {
 	}
 	if a.changes && (c.readOnly || c.o.ReadOnly) {
 		return nil, refuse(catalog.CodeUnauthorized, "You are not authorized to perform this operation: the access key, or this server, may only read.")
+	}
+	// A presigned request lasts as long as it says, and goes through many hands:
+	// it may read all that time, and be sent again for a change no longer than others.
+	if now := c.o.Now(); a.changes && now.Sub(c.signed) > sigv4.Window {
+		return nil, refuse(codeRequestExpired, "a request that changes something is good for %s, and it is of %s: sign it anew", sigv4.Window, timestamp(c.signed))
 	}
 	return a.run(ctx, c)
 }
