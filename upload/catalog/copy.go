@@ -222,7 +222,9 @@ func (c *Catalog) copyInstar(ctx context.Context, call Call, m *Image, from *Cat
 	if err != nil {
 		return asManifest(ctx, err)
 	}
-	_, err = c.opt.Images.Adopt(ctx, img, images.AdoptOptions{Signer: c.opt.Signer, Progress: progress})
+	// The copy is found by its digest. Whoever may copy is not thereby who says what
+	// the image's name stands for here.
+	_, err = c.opt.Images.Adopt(ctx, img, images.AdoptOptions{Signer: c.opt.Signer, Behind: true, Progress: progress})
 	if errors.Is(err, images.ErrDamaged) {
 		return &Error{Code: CodeManifest, Message: "The source is damaged", Err: err}
 	}

@@ -24,6 +24,11 @@ type AdoptOptions struct {
 	// An identity of that store's has to open it then.
 	Recipients []*keys.Recipient
 
+	// Behind has the version listed behind all that the image has here, so that
+	// what its name stands for stays as it is. An image that is not here yet
+	// begins with it.
+	Behind bool
+
 	// Progress, if set, is told how many bytes of how many are here and
 	// verified. It may be called concurrently.
 	Progress func(done, total int64)
@@ -333,10 +338,14 @@ func (a *adoption) addRecipients(ctx context.Context) error {
 	return nil
 }
 
-// place puts the version among those that are here, by sequence, newest first.
+// place puts the version among those that are here, by sequence, newest first; or
+// behind them.
 func (a *adoption) place(ctx context.Context, h *chunked.Head, have []chunked.Name) error {
 	at := len(have)
 	for i, n := range have {
+		if a.o.Behind {
+			break
+		}
 		img := &Image{}
 		if err := a.s.readManifest(ctx, a.img.Manifest.Name, n, img); err != nil {
 			return err
