@@ -354,6 +354,16 @@ func TestKeysInStep(t *testing.T) {
 	if got := h.read("root/.ssh/authorized_keys"); got != b+"\n"+a+"\n" || !h.saw("a new record is begun") {
 		t.Errorf("root's keys are %q, told %q", got, h.told)
 	}
+	// A login user who is not there, a typing error say, locks nobody out.
+	rooted := h.read("root/.ssh/authorized_keys")
+	h.o.User = "alcie"
+	h.cloud.keys(a, b)
+	if err := h.stage(Keys); err == nil || !strings.Contains(err.Error(), "no key of another user is withdrawn") {
+		t.Errorf("a login user who is not there: %v", err)
+	}
+	if got := h.read("root/.ssh/authorized_keys"); got != rooted {
+		t.Errorf("root's keys are %q, were %q", got, rooted)
+	}
 	// A user who is no more does not stop the others.
 	h.o.User = "alice"
 	step("back to alice", own+"\n# after\n"+a+"\n", a)

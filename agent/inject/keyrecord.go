@@ -103,8 +103,9 @@ type keySync struct {
 	withdrew int
 }
 
-// run adds the keys wanted to the login user's and withdraws from every user
-// those that were recorded and are wanted no more.
+// run adds the keys wanted to the login user's and then withdraws from every
+// user those that were recorded and are wanted no more. If the login user's
+// cannot be brought in step, nothing of the others' is withdrawn.
 func (s *keySync) run() error {
 	if len(s.want) == 0 && !s.h.Exists(keyRecordFile) {
 		return nil
@@ -129,17 +130,17 @@ func (s *keySync) run() error {
 		// Adding needs no record; what it named can no longer be withdrawn.
 		s.warn(fmt.Sprintf("%v; a new record is begun and keys of the old one stay", err))
 	}
-	users := slices.Sorted(maps.Keys(rec.Users))
-	if !slices.Contains(users, s.user) {
-		users = append(users, s.user)
+	// The login user comes first: where he cannot get his keys, as when his name
+	// is mistyped, those of the others may be the only way in.
+	if err := s.one(&rec, s.user, s.want); err != nil {
+		return fmt.Errorf("%w; no key of another user is withdrawn", err)
 	}
 	var errs []error
-	for _, u := range users {
-		var want []string
+	for _, u := range slices.Sorted(maps.Keys(rec.Users)) {
 		if u == s.user {
-			want = s.want
+			continue
 		}
-		if err := s.one(&rec, u, want); err != nil {
+		if err := s.one(&rec, u, nil); err != nil {
 			errs = append(errs, err)
 		}
 	}
