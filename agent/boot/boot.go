@@ -6,7 +6,8 @@
 // In go the metadata service's address and the root; out come lines about what
 // was done. It touches what agent/inject touches, and the kernel's hostname.
 // Where cloud-init is installed and enabled it stays in charge: nothing but
-// the instance's facts in /run/instar is written then.
+// the instance's facts in /run/instar is written then, and in the journal that
+// cloud-init had this instance's identity and user data.
 package boot
 
 import (
@@ -217,9 +218,10 @@ func (r *run) network(ctx context.Context) error {
 	}
 	if cloudInit {
 		steps = []inject.Step{inject.StepFacts}
+		err = inject.LeftToCloudInit(r.Root, id)
 	}
-	_, err = inject.Apply(ctx, r.apply(steps...), in)
-	return err
+	_, aerr := inject.Apply(ctx, r.apply(steps...), in)
+	return errors.Join(err, aerr)
 }
 
 func (r *run) apply(steps ...inject.Step) inject.Options {
@@ -302,10 +304,14 @@ func (r *run) final(ctx context.Context) error {
 	}
 	defer j.Close()
 	state := j.State(id, userdata.Step)
-	switch state {
-	case "":
+	switch {
+	case slices.ContainsFunc(j.Records(), func(rec journal.Record) bool {
+		return rec.Instance == id && rec.Step == userdata.Step && rec.Note == inject.CloudInitNote
+	}):
+		r.say("instance %s is ready; user data was left to cloud-init", id)
+	case state == "":
 		r.say("instance %s is ready; it ran no user data", id)
-	case journal.Finished:
+	case state == journal.Finished:
 		r.say("instance %s is ready; user data: finished", id)
 	default:
 		r.Report(fmt.Sprintf("instance %s is ready; user data: %s", id, state), true)
@@ -334,21 +340,8 @@ func Adopt(ctx context.Context, o Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	j, err := inject.OpenJournal(r.Root)
-	if err != nil {
+	if err := inject.Adopt(r.Root, id, "adopted", string(inject.StepIdentity), userdata.Step, finalStep); err != nil {
 		return "", err
-	}
-	defer j.Close()
-	for _, step := range []string{string(inject.StepIdentity), userdata.Step, finalStep} {
-		if j.State(id, step) != "" {
-			continue
-		}
-		if err := j.Begin(id, step); err != nil {
-			return "", err
-		}
-		if err := j.End(id, step, false, "adopted"); err != nil {
-			return "", err
-		}
 	}
 	return id, nil
 }

@@ -261,6 +261,25 @@ func TestCloudInitIsInCharge(t *testing.T) {
 	if !strings.Contains(h.read("run/instar/instance.json"), `"ami-id": "ami-1"`) || !h.saw("stays in charge") {
 		t.Errorf("told %q", h.told)
 	}
+	if !h.saw("user data was left to cloud-init") {
+		t.Errorf("told %q", h.told)
+	}
+	// Switched off, it has done what is done once for this instance.
+	must(t, os.WriteFile(h.at("etc/ssh/ssh_host_ed25519_key.pub"), []byte(testKey(5, "host")), 0o644))
+	must(t, os.MkdirAll(h.at("etc/cloud"), 0o755))
+	must(t, os.WriteFile(h.at("etc/cloud/cloud-init.disabled"), nil, 0o644))
+	h.boot()
+	if _, err := os.Stat(h.at("ran")); err == nil || h.read("etc/ssh/ssh_host_ed25519_key.pub") != testKey(5, "host") {
+		t.Error("after cloud-init was switched off the instance got new keys, or its user data ran")
+	}
+	if h.read(authorized) != testKey(1, "laptop")+"\n" {
+		t.Error("after cloud-init was switched off keys are not kept in step")
+	}
+	h.cloud.set("meta-data/instance-id", "i-2")
+	h.boot()
+	if h.read("ran") != "x\n" || h.read("etc/ssh/ssh_host_ed25519_key.pub") == testKey(5, "host") {
+		t.Error("another instance of that machine is still the first")
+	}
 }
 
 func TestWaitForMetadata(t *testing.T) {

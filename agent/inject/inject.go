@@ -315,7 +315,7 @@ func (a *application) userData() error {
 			return err
 		}
 		a.say(false, "cloud-init is installed and stays in charge; its seed is in /run/instar/seed")
-		return nil
+		return LeftToCloudInit(a.o.Root, a.in.ID)
 	}
 	if len(a.in.UserData) == 0 {
 		return nil
@@ -334,6 +334,41 @@ func (a *application) userData() error {
 }
 
 const journalFile = "/var/lib/instar/journal"
+
+// CloudInitNote is the journal's note of what cloud-init was in charge of.
+const CloudInitNote = "left to cloud-init"
+
+// LeftToCloudInit records identity and user data of an instance as cloud-init's:
+// when cloud-init is switched off later, the same instance gets no other host
+// keys, and its user data does not run a second time.
+func LeftToCloudInit(root, id string) error {
+	return Adopt(root, id, CloudInitNote, string(StepIdentity), string(StepUserData))
+}
+
+// Adopt records steps of an instance as done, with a note of how; those that the
+// journal has anything about stay as they are.
+func Adopt(root, id, note string, steps ...string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	j, err := OpenJournal(root)
+	if err != nil {
+		return err
+	}
+	defer j.Close()
+	for _, step := range steps {
+		if j.State(id, step) != "" {
+			continue
+		}
+		if err := j.Begin(id, step); err != nil {
+			return err
+		}
+		if err := j.End(id, step, false, note); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // CloudInit tells whether cloud-init is installed in the root directory and
 // enabled: then it is in charge of keys, hostname and user data.

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v4"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/instar-image/instar/agent/inject/journal"
 )
 
 // systemd makes the place look like an image with systemd and sshd.
@@ -191,6 +194,13 @@ func TestCloudInitStaysInCharge(t *testing.T) {
 	}
 	if data, err := os.ReadFile(filepath.Join(o.Run, "instar/seed/user-data")); err != nil || string(data) != "#cloud-config\n" {
 		t.Errorf("user data %q %v", data, err)
+	}
+	view, err := ReadJournal(p.root)
+	must(t, err)
+	if !slices.ContainsFunc(view.Last("i-1"), func(r journal.Record) bool {
+		return r.Step == string(StepUserData) && r.State == journal.Finished && r.Note == CloudInitNote
+	}) {
+		t.Errorf("the journal does not say that cloud-init had the user data: %+v", view.Last("i-1"))
 	}
 	// Disabled, it is not in charge.
 	p.dir("/etc/cloud", 0, 0o755)
