@@ -26,8 +26,8 @@ type Policy struct {
 	Weekly  int `json:"weekly,omitempty" yaml:"weekly,omitempty"`
 	Monthly int `json:"monthly,omitempty" yaml:"monthly,omitempty"`
 	Yearly  int `json:"yearly,omitempty" yaml:"yearly,omitempty"`
-	// Keep are patterns, as of path.Match, of the descriptions of versions that
-	// are never removed and take no place of the others.
+	// Keep are patterns of the descriptions of versions that are never removed
+	// and take no place of the others: as of path.Match, but * and ? match '/' too.
 	Keep []string `json:"keep,omitempty" yaml:"keep,omitempty"`
 }
 
@@ -78,6 +78,14 @@ func (p Policy) String() string {
 		return "everything"
 	}
 	return strings.Join(words, ", ")
+}
+
+// matches reports whether a description is one of a pattern's. A description is
+// no path: a '/' in it, as of a date, is a character like the others.
+func matches(pattern, description string) bool {
+	plain := strings.NewReplacer("/", "\x01")
+	ok, err := path.Match(plain.Replace(pattern), plain.Replace(description))
+	return ok && err == nil
 }
 
 // rule keeps the newest version of each of the first keep periods.
@@ -140,7 +148,7 @@ func (p Policy) Apply(versions []Version) []Decision {
 			v.Reasons = append(v.Reasons, "no retention")
 		default:
 			for _, k := range p.Keep {
-				if ok, _ := path.Match(k, v.Description); ok {
+				if matches(k, v.Description) {
 					v.Reasons = append(v.Reasons, fmt.Sprintf("described as %q", k))
 				}
 			}

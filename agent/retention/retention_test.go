@@ -74,6 +74,22 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
+// TestKeepAcrossSlashes: a description is no path.
+func TestKeepAcrossSlashes(t *testing.T) {
+	versions := []Version{{ID: "v1", Sequence: 1, Description: "before upgrade 2024/05/01"}, {ID: "v2", Sequence: 2, Description: "a/b"}, {ID: "v3", Sequence: 3}}
+	for _, c := range []struct{ pattern, want string }{
+		{"before*", "v1 v3"},
+		{"*", "v1 v2 v3"},
+		{"a?b", "v2 v3"},
+		{"*/05/*", "v1 v3"},
+		{"a/c", "v3"},
+	} {
+		if got := strings.Join(kept(Policy{Last: 1, Keep: []string{c.pattern}}.Apply(versions)), " "); got != c.want {
+			t.Errorf("%q keeps %s, want %s", c.pattern, got, c.want)
+		}
+	}
+}
+
 // oracle decides in another way than Apply: each rule groups all versions, and
 // keeps the newest of the newest groups.
 func oracle(p Policy, versions []Version) []string {
