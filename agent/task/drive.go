@@ -160,17 +160,26 @@ func (d *driver) launch(ctx context.Context, t Task) (time.Duration, error) {
 	if n := len(t.Attempts); n < d.m.o.Attempts {
 		_, uerr := d.m.update(d.id, func(t *Task) error {
 			t.close("the worker could not be started: " + err.Error())
-			t.State = Pending
+			t.unlessCancelled(Pending, nil)
 			return nil
 		})
 		return d.m.o.Delay, errors.Join(err, uerr)
 	}
 	_, uerr := d.m.update(d.id, func(t *Task) error {
 		t.close(err.Error())
-		t.State, t.Error = Failed, &Failure{Code: CodeLaunch, Message: "the worker could not be started: " + err.Error()}
+		t.unlessCancelled(Failed, &Failure{Code: CodeLaunch, Message: "the worker could not be started: " + err.Error()})
 		return nil
 	})
 	return 0, uerr
+}
+
+// unlessCancelled is what becomes of a task whose attempt came to nothing: s,
+// unless it was to be cancelled meanwhile, which it then is.
+func (t *Task) unlessCancelled(s State, why *Failure) {
+	if t.State == Cancelling {
+		s, why = Cancelled, &Failure{Code: CodeCancelled, Message: "cancelled"}
+	}
+	t.State, t.Error = s, why
 }
 
 // attend looks after a task whose worker lives.

@@ -2,6 +2,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -283,14 +284,30 @@ func (m *Manager) Pause(ctx context.Context, id string) (Task, error) {
 	if err != nil || t.State == Pending {
 		return t, err
 	}
+	// Who asked may hang up: what is begun is brought to its end nevertheless.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeTime)
+	defer cancel()
 	if err := m.o.Launcher.Freeze(ctx, id); err != nil {
-		_, uerr := m.update(id, func(t *Task) error { t.Paused = false; return nil })
+		now, uerr := m.update(id, func(t *Task) error { t.Paused = false; return nil })
 		if uerr != nil {
 			m.failed(id, uerr)
 		}
-		return t, fmt.Errorf("pausing task %s: %w", id, err)
+		// Some of the worker may stand still, or will in a moment.
+		again, done := context.WithTimeout(context.WithoutCancel(ctx), freezeTime)
+		defer done()
+		return now, errors.Join(fmt.Errorf("pausing task %s: %w", id, err), m.thaw(again, id))
 	}
 	return t, nil
+}
+
+// freezeTime is how long freezing or thawing a worker may take.
+const freezeTime = time.Minute
+
+func (m *Manager) thaw(ctx context.Context, id string) error {
+	if err := m.o.Launcher.Thaw(ctx, id); err != nil {
+		return fmt.Errorf("resuming task %s: %w", id, err)
+	}
+	return nil
 }
 
 // Resume lets a paused task go on.
@@ -309,10 +326,9 @@ func (m *Manager) Resume(ctx context.Context, id string) (Task, error) {
 	if t.State == Pending {
 		return t, nil
 	}
-	if err := m.o.Launcher.Thaw(ctx, id); err != nil {
-		return t, fmt.Errorf("resuming task %s: %w", id, err)
-	}
-	return t, nil
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeTime)
+	defer cancel()
+	return t, m.thaw(ctx, id)
 }
 
 // update changes a task, on disk first. What change makes of the task counts

@@ -554,6 +554,82 @@ func TestNothingStarts(t *testing.T) {
 	}
 }
 
+// late is a launcher that says no only after something happened.
+type late struct {
+	task.Launcher
+	asked, answer chan struct{}
+}
+
+func (l late) Launch(context.Context, task.Job) error {
+	l.asked <- struct{}{}
+	<-l.answer
+	return errors.New("systemd does not answer")
+}
+
+// TestCancelledWhileStarting: what is cancelled before its worker said that it
+// is there does not begin again, nor fail.
+func TestCancelledWhileStarting(t *testing.T) {
+	for _, attempts := range []int{1, 3} {
+		l := late{asked: make(chan struct{}, 8), answer: make(chan struct{})}
+		b := newBench(t, task.Options{Launcher: l, Attempts: attempts})
+		id := b.start(task.CreateImage, "read")
+		<-l.asked
+		if got, err := b.m.Cancel(id); err != nil || got.State != task.Cancelling {
+			t.Fatalf("%v, %v", got.State, err)
+		}
+		close(l.answer)
+		if got := b.ended(id); got.State != task.Cancelled || got.Error.Code != task.CodeCancelled || len(got.Attempts) != 1 {
+			t.Errorf("of %d attempts: %+v %+v", attempts, got, got.Error)
+		}
+		b.end()
+	}
+}
+
+// reluctant freezes a worker and says that it could not.
+type reluctant struct {
+	task.Launcher
+	ctx chan error // how the context fared in which it was asked
+}
+
+func (r reluctant) Freeze(ctx context.Context, id string) error {
+	err := r.Launcher.Freeze(ctx, id)
+	r.ctx <- ctx.Err()
+	return errors.Join(err, errors.New("it took too long"))
+}
+
+// TestPauseThatFails leaves nothing standing still that counts as running, and
+// does not hang on who asked for it.
+func TestPauseThatFails(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := task.OpenDir(filepath.Join(t.TempDir(), "tasks"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	children := &task.Children{Dir: dir, Command: []string{self, string(dir)}, Env: append(os.Environ(), modeEnv+"=work"), Stderr: os.Stderr}
+	r := reluctant{Launcher: children, ctx: make(chan error, 1)}
+	b := &bench{t: t, dir: dir, states: map[string][]task.State{}}
+	t.Cleanup(func() { b.end() })
+	b.begin(task.Options{Launcher: r})
+	id := b.start(task.CreateImage, "read wait store")
+	b.await(id, "under way", func(t task.Task) bool { return t.Progress.Percent > 5 })
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	got, err := b.m.Pause(gone, id)
+	if err == nil || !strings.Contains(err.Error(), "took too long") || got.Paused {
+		t.Errorf("a pause that failed: %+v, %v", got, err)
+	}
+	if err := <-r.ctx; err != nil {
+		t.Errorf("freezing hung on the request: %v", err)
+	}
+	b.let(id)
+	if got := b.ended(id); got.State != task.Complete || len(got.Attempts) != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestTwoAgents(t *testing.T) {
 	dir, err := task.OpenDir(filepath.Join(t.TempDir(), "tasks"))
 	if err != nil {
