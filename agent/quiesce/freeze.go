@@ -3,9 +3,11 @@ package quiesce
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,12 +40,49 @@ func freeze(mount string) error {
 	return nil
 }
 
+// thawLimit is how long thawing is waited for.
+const thawLimit = 10 * time.Second
+
 // thawAll lets filesystems go on; those that are not frozen are no error.
 func thawAll(mounts []string) error {
-	var errs []error
-	for _, m := range slices.Backward(mounts) {
+	if len(mounts) == 0 {
+		return nil
+	}
+	return sideBySide(mounts, time.After(thawLimit), func(m string) error {
 		if err := control(m, fiThaw); err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("thawing %s: %w", m, err))
+			return err
+		}
+		return nil
+	})
+}
+
+// sideBySide thaws filesystems all at once, and waits for them until expired: a
+// device that does not answer must not keep the others, or units, from going on.
+// One that was not waited for may still be thawed.
+func sideBySide(mounts []string, expired <-chan time.Time, thaw func(mount string) error) error {
+	type end struct {
+		mount string
+		err   error
+	}
+	ends := make(chan end, len(mounts))
+	waiting := make(map[string]bool, len(mounts))
+	for _, m := range mounts {
+		waiting[m] = true
+		go func() { ends <- end{m, thaw(m)} }()
+	}
+	var errs []error
+	for len(waiting) > 0 {
+		select {
+		case e := <-ends:
+			delete(waiting, e.mount)
+			if e.err != nil {
+				errs = append(errs, fmt.Errorf("thawing %s: %w", e.mount, e.err))
+			}
+		case <-expired:
+			for _, m := range slices.Sorted(maps.Keys(waiting)) {
+				errs = append(errs, fmt.Errorf("thawing %s: no answer within %s", m, thawLimit))
+			}
+			return errors.Join(errs...)
 		}
 	}
 	return errors.Join(errs...)

@@ -149,9 +149,6 @@ func Begin(ctx context.Context, dir, id string, p Plan, connect Connect, start f
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making things stand still: %w", err)
 	}
-	if err := Sweep(ctx, dir, connect); err != nil { // what others have left that were killed with their guards
-		return nil, err
-	}
 	data, err := json.Marshal(p)
 	if err == nil {
 		err = os.WriteFile(planPath(dir, id), data, 0o600)

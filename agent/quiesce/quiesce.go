@@ -177,6 +177,9 @@ const undoTries = 20
 // Undo lets everything go on that a record says stands still: filesystems
 // first, for units may need them. That there is no record is no error.
 // It can be done twice, and by several at once.
+//
+// A unit that systemd answers for and that would not start all the same, often
+// tried, is in the error and no longer in the record: it is its operator's then.
 func Undo(ctx context.Context, dir, id string, connect Connect) error {
 	r, err := readRecord(dir, id)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -185,21 +188,32 @@ func Undo(ctx context.Context, dir, id string, connect Connect) error {
 	if err != nil {
 		return fmt.Errorf("undoing a standstill: %w", err)
 	}
-	errs := []error{thawAll(r.Filesystems)}
-	if len(r.Stop)+len(r.Freeze) > 0 {
-		for try := 1; ; try++ {
-			err := undoUnits(ctx, r, connect)
-			if err == nil || try == undoTries || ctx.Err() != nil {
-				errs = append(errs, err)
-				break
-			}
+	err = thawAll(r.Filesystems)
+	if err == nil {
+		r.Filesystems = nil
+	}
+	errs := []error{err}
+	for try := 1; len(r.Stop)+len(r.Freeze) > 0; try++ {
+		answered, err := undoUnits(ctx, r, connect)
+		if err != nil && try < undoTries && ctx.Err() == nil {
 			time.Sleep(250 * time.Millisecond) // systemd may be busy with what else went wrong
+			continue
 		}
+		errs = append(errs, err)
+		if answered {
+			r.Stop = nil
+		}
+		break
+	}
+	if len(r.Stop)+len(r.Freeze)+len(r.Filesystems) > 0 {
+		errs = append(errs, r.write(dir, id))
+	} else {
+		errs = append(errs, forget(dir, id))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("undoing a standstill: %w", err)
 	}
-	return forget(dir, id)
+	return nil
 }
 
 // forget removes what is written down of a standstill, the record first.
@@ -212,20 +226,33 @@ func forget(dir, id string) error {
 	return nil
 }
 
-func undoUnits(ctx context.Context, r *record, connect Connect) error {
+// undoUnits lets units go on and leaves in the record those that do not.
+// answered tells whether systemd said so of all of these.
+func undoUnits(ctx context.Context, r *record, connect Connect) (answered bool, err error) {
 	u, done, err := connect(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer done()
+	answered = true
 	var errs []error
-	for _, name := range slices.Backward(r.Freeze) {
-		errs = append(errs, u.Thaw(ctx, name))
+	undo := func(names []string, do func(context.Context, string) error) []string {
+		var left []string
+		for _, name := range slices.Backward(names) {
+			if err := do(ctx, name); err != nil {
+				errs = append(errs, err)
+				left = append(left, name)
+				if _, aerr := u.Active(ctx, name); aerr != nil || ctx.Err() != nil {
+					answered = false
+				}
+			}
+		}
+		slices.Reverse(left)
+		return left
 	}
-	for _, name := range slices.Backward(r.Stop) {
-		errs = append(errs, u.Start(ctx, name))
-	}
-	return errors.Join(errs...)
+	r.Freeze = undo(r.Freeze, u.Thaw)
+	r.Stop = undo(r.Stop, u.Start)
+	return answered, errors.Join(errs...)
 }
 
 // Sweep undoes what is written down and has no guard any more.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/instar-image/instar/agent/quiesce"
@@ -20,7 +21,9 @@ type units struct {
 	mu     sync.Mutex
 	state  map[string]string
 	calls  []string
-	broken int // so many calls fail
+	broken int    // so many calls fail
+	bad    string // a unit that never starts
+	mute   bool   // nothing is said of a unit's state
 }
 
 // all are the calls so far.
@@ -47,6 +50,9 @@ func (u *units) do(call, name, state string) error {
 		u.broken--
 		return errors.New("systemd is busy")
 	}
+	if call == "start" && name == u.bad {
+		return errors.New(name + " is broken")
+	}
 	u.state[name] = state
 	return nil
 }
@@ -54,6 +60,9 @@ func (u *units) do(call, name, state string) error {
 func (u *units) Active(_ context.Context, name string) (string, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.mute {
+		return "", errors.New("no answer")
+	}
 	if s := u.state[name]; s != "" {
 		return s, nil
 	}
@@ -161,6 +170,49 @@ func TestSweep(t *testing.T) {
 	}
 	if err := quiesce.Sweep(t.Context(), live, u.connect); err != nil || u.is("a") != "inactive" {
 		t.Errorf("%v, a is %s", err, u.is("a"))
+	}
+	if err := errors.Join(h.End(), <-ended); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUnitThatWouldNotStart is told of once, and is no later standstill's
+// trouble; as long as systemd does not answer it stays written down.
+func TestUnitThatWouldNotStart(t *testing.T) {
+	u := &units{state: map[string]string{"a": "active", "b": "active"}, bad: "a"}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "y.quiesced")
+	if err := os.WriteFile(path, []byte(`{"stop":["a","b"],"limit":0}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sweep := func() (err error) { // without the pauses between its tries
+		synctest.Test(t, func(t *testing.T) { err = quiesce.Sweep(t.Context(), dir, u.connect) })
+		return err
+	}
+	u.mute = true
+	if err := sweep(); err == nil {
+		t.Error("a unit that would not start is no error")
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("systemd did not answer, and what is to be undone is forgotten: %v", err)
+	}
+	if n := len(slices.DeleteFunc(u.all(), func(c string) bool { return c != "start b" })); n != 1 {
+		t.Errorf("b was started %d times", n)
+	}
+	u.mute = false
+	if err := sweep(); err == nil || !strings.Contains(err.Error(), "a is broken") {
+		t.Errorf("error %v", err)
+	}
+	if err := sweep(); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+	// What another standstill has left, and cannot be read, does not stop this one.
+	if err := os.WriteFile(filepath.Join(dir, "z.quiesced"), []byte(`{`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h, ended, err := begin(t, u, dir, quiesce.Plan{Stop: []string{"b"}}, func(s string) { t.Error(s) })
+	if err != nil {
+		t.Fatal(err)
 	}
 	if err := errors.Join(h.End(), <-ended); err != nil {
 		t.Error(err)

@@ -108,6 +108,8 @@ var (
 	namePattern  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 	tokenPattern = regexp.MustCompile(`^[!-~]{1,64}$`)
 	unitPattern  = regexp.MustCompile(`^[A-Za-z0-9:_.\\-][A-Za-z0-9:_.\\@-]{0,254}\.(service|scope|slice|socket|timer|target|path|mount)$`)
+	// indispensable is what ending a standstill needs: systemd, the bus, Instar.
+	indispensable = regexp.MustCompile(`^(-\.slice|system\.slice|init\.scope|(dbus|instar)[.@-].*|systemd-.*)$`)
 )
 
 // Check reports the first thing that cannot be meant. Its errors wrap [ErrRequest].
@@ -218,6 +220,9 @@ func (q *Quiesce) Check() error {
 	for _, u := range append(append([]string(nil), q.Stop...), q.Freeze...) {
 		if !unitPattern.MatchString(u) {
 			return fmt.Errorf("quiesce: %q is no name of a unit: write it whole, as app.service", u)
+		}
+		if indispensable.MatchString(u) {
+			return fmt.Errorf("quiesce: %s cannot stand still: without it nothing could let the others go on", u)
 		}
 		if seen[u] {
 			return fmt.Errorf("quiesce: %s is named twice", u)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -51,14 +52,16 @@ func (w *worker) standStill(ctx context.Context) {
 		return
 	}
 	w.held = true
-	store := w.t.Request.Store
-	if store == "" {
-		store = w.a.conf.Get("store").Text
+	writes := []string{string(w.dir), w.o.runtime, w.a.tempDir(), w.a.stateDir()}
+	for _, l := range []struct{ asked, setting string }{{w.t.Request.Store, "store"}, {w.t.Request.Endpoint, "endpoint"}} {
+		if l.asked == "" {
+			l.asked = w.a.conf.Get(l.setting).Text
+		}
+		if dir := strings.TrimPrefix(l.asked, "file://"); filepath.IsAbs(dir) { // a store that is a directory
+			writes = append(writes, dir)
+		}
 	}
-	if !filepath.IsAbs(store) {
-		store = ""
-	}
-	if err := quiesce.Safe(q.Filesystems, string(w.dir), w.o.runtime, store, w.a.tempDir(), w.a.stateDir()); err != nil {
+	if err := quiesce.Safe(q.Filesystems, writes...); err != nil {
 		w.cancel(err)
 		return
 	}
@@ -72,6 +75,10 @@ func (w *worker) standStill(ctx context.Context) {
 	warn := func(text string) {
 		w.tell(task.Line{Type: "warning", Message: text})
 		w.quiesced(false)
+	}
+	// What others have left that were killed with their guards keeps nobody from a standstill.
+	if err := quiesce.Sweep(ctx, dir, connectUnits); err != nil {
+		w.tell(task.Line{Type: "warning", Message: "an earlier standstill: " + err.Error()})
 	}
 	w.quiesced(true)
 	var err error
