@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,28 +45,41 @@ func CheckID(id string) error {
 // that is replaced as a whole, so that no moment of a crash leaves half of one.
 type Dir string
 
-// OpenDir makes the directory if it is not there, and removes what a crash
-// left of files that were never whole. Only the one that runs tasks calls it.
+// OpenDir makes the directory if it is not there.
 func OpenDir(path string) (Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return "", fmt.Errorf("making the tasks' directory: %w", err)
 	}
-	d := Dir(path)
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		return "", err
 	}
-	names, err := os.ReadDir(path)
+	return Dir(path), nil
+}
+
+// leftAfter is how old a file is that nobody writes any more.
+const leftAfter = time.Hour
+
+// Tidy removes what a crash left of files that were never whole. Only the one
+// that runs tasks calls it (see [Dir.Alone]). Workers of the agent before may be
+// writing such files now: those of the last hour stay.
+func (d Dir) Tidy() error {
+	names, err := os.ReadDir(string(d))
 	if err != nil {
-		return "", fmt.Errorf("reading the tasks' directory: %w", err)
+		return fmt.Errorf("reading the tasks' directory: %w", err)
 	}
 	for _, n := range names {
-		if strings.HasPrefix(n.Name(), ".new-") {
-			if err := os.Remove(filepath.Join(path, n.Name())); err != nil {
-				return "", fmt.Errorf("removing what a crash left: %w", err)
-			}
+		if !strings.HasPrefix(n.Name(), ".new-") {
+			continue
+		}
+		st, err := n.Info()
+		if err == nil && time.Since(st.ModTime()) > leftAfter {
+			err = os.Remove(filepath.Join(string(d), n.Name()))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // its writer has made it whole
+			return fmt.Errorf("removing what a crash left: %w", err)
 		}
 	}
-	return d, nil
+	return nil
 }
 
 func (d Dir) path(id, suffix string) string { return filepath.Join(string(d), id+suffix) }

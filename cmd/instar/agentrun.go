@@ -73,6 +73,9 @@ func runAgent(ctx context.Context, a *app, o *agentRunOptions) (err error) {
 		return failf(exitFile, "%w", err)
 	}
 	defer one.Close()
+	if err := dir.Tidy(); err != nil {
+		return failf(exitFile, "%w", err)
+	}
 	if !systemd.Running() { // which ends a guard's standstill by itself
 		if err := quiesce.Sweep(ctx, filepath.Join(filepath.Dir(o.socket), "quiesce"), connectUnits); err != nil {
 			log.Error().Err(err).Msg("something may stand still that has neither its capture nor its guard any more")
