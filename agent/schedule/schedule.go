@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/instar-image/instar/agent/inject/inroot"
+	"github.com/instar-image/instar/agent/systemd"
 	"github.com/instar-image/instar/agent/task"
 )
 
@@ -97,20 +98,21 @@ func (s *Schedule) Units(program string) (timer, service string) {
 		fmt.Fprintf(&b, "RandomizedDelaySec=%d\nFixedRandomDelay=yes\n", int64(time.Duration(s.Jitter).Seconds()))
 	}
 	b.WriteString("\n[Install]\nWantedBy=timers.target\n")
-	// A run that finds no agent is tried again for some minutes: it may just be restarting.
+	// A run that finds no agent is tried again for half an hour: 61 times 30 s are
+	// within the interval, and a schedule of every minute does not come to its limit.
 	service = fmt.Sprintf(`[Unit]
 Description=A capture by the schedule %s (Instar)
 Documentation=man:instar-agent-schedule(1)
 Wants=instar-agent.socket
 After=instar-agent.socket instar-agent.service network-online.target
-StartLimitIntervalSec=1800
-StartLimitBurst=10
+StartLimitIntervalSec=2400
+StartLimitBurst=61
 
 [Service]
 Type=oneshot
 ExecStart=%s agent schedule trigger %s
 Restart=on-failure
-RestartSec=60
+RestartSec=30
 TimeoutStartSec=120
 ProtectSystem=strict
 ProtectHome=yes
@@ -122,7 +124,7 @@ NoNewPrivileges=yes
 RestrictAddressFamilies=AF_UNIX
 MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
-`, s.Name, program, s.Name)
+`, s.Name, systemd.Quote(program), s.Name)
 	return b.String(), service
 }
 
@@ -170,6 +172,9 @@ func (m *Manager) Add(ctx context.Context, s Schedule, replace bool) error {
 		if _, err := m.Systemd.Calendar(ctx, c, 1); err != nil {
 			return fmt.Errorf("%w %s: %w", ErrSchedule, s.Name, err)
 		}
+	}
+	if err := systemd.CheckProgram(m.Program); err != nil {
+		return fmt.Errorf("adding schedule %s: %w", s.Name, err)
 	}
 	r, err := m.open()
 	if err != nil {

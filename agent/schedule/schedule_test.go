@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/instar-image/instar/agent/systemd"
 	"github.com/instar-image/instar/agent/task"
 )
 
@@ -150,6 +151,26 @@ func TestBadSchedules(t *testing.T) {
 	if left, _ := os.ReadDir(filepath.Join(m.Root, "etc")); len(left) > 0 || len(f.calls) > 0 {
 		t.Errorf("files %v, calls %q of schedules that were refused", left, f.calls)
 	}
+}
+
+// TestProgram: a path is one word of the unit's, and one that the unit sees.
+func TestProgram(t *testing.T) {
+	s := nightly()
+	if _, service := s.Units("/opt/my tools/100%/instar"); !strings.Contains(service, `ExecStart="/opt/my tools/100%%/instar" agent schedule trigger nightly`+"\n") {
+		t.Error(service)
+	}
+	m, f := newManager(t)
+	for _, p := range []string{"/root/instar", "/home/a/bin/instar", "/run/user/0/instar", "/tmp/instar", "/var/tmp/x/instar", "/usr/../tmp/instar"} {
+		m.Program = p
+		if err := m.Add(t.Context(), s, false); !errors.Is(err, systemd.ErrHidden) {
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+	if left, _ := os.ReadDir(filepath.Join(m.Root, "etc")); len(left) > 0 || len(f.calls) > 0 {
+		t.Errorf("files %v, calls %q of schedules that were refused", left, f.calls)
+	}
+	m.Program = "/rooted/tmp/instar"
+	must(t, m.Add(t.Context(), s, false))
 }
 
 // TestUnitsAreGood has systemd's own judge look at the units.

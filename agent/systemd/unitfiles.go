@@ -113,6 +113,24 @@ func Quote(word string) string {
 	return word
 }
 
+// ErrHidden is wrapped where units could not see the program they are to run.
+var ErrHidden = errors.New("is hidden from the units")
+
+// CheckProgram says why units cannot run a program of this path: they see
+// neither homes (ProtectHome=) nor the others' temporary files (PrivateTmp=).
+func CheckProgram(program string) error {
+	clean := filepath.Clean(program)
+	if !filepath.IsAbs(clean) || strings.ContainsAny(clean, "\x00\n") {
+		return fmt.Errorf("program %q: give an absolute path", program)
+	}
+	for _, dir := range []string{"/root", "/home", "/run/user", "/tmp", "/var/tmp"} {
+		if strings.HasPrefix(clean, dir+"/") {
+			return fmt.Errorf("program %s %w, which see nothing below %s: copy it to /usr/local/bin and use that one", clean, ErrHidden, dir)
+		}
+	}
+	return nil
+}
+
 // InstallFiles writes units below a root directory and enables those that are
 // to be, as systemctl enable does: by links that the [Install] section asks
 // for. A unit of that name that somebody else wrote is an error.

@@ -69,6 +69,9 @@ func runAgentInstall(ctx context.Context, a *app, o *agentInstallOptions) error 
 	if !filepath.IsAbs(program) {
 		return usagef("--program %q: give an absolute path", program)
 	}
+	if err := systemd.CheckProgram(program); err != nil {
+		return usagef("--program: %w", err)
+	}
 	if err := isFile(filepath.Join(o.root, program), "--program"); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/instar-image/instar/agent/schedule"
 	"github.com/instar-image/instar/agent/server"
+	"github.com/instar-image/instar/agent/systemd"
 	"github.com/instar-image/instar/agent/task"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 )
@@ -160,7 +161,7 @@ func (v *words) Set(s string) error { *v = append(*v, s); return nil }
 // scheduleError gives an error of the schedules' an exit code.
 func scheduleError(err error) error {
 	switch {
-	case errors.Is(err, schedule.ErrSchedule), errors.Is(err, task.ErrRequest):
+	case errors.Is(err, schedule.ErrSchedule), errors.Is(err, task.ErrRequest), errors.Is(err, systemd.ErrHidden):
 		return usagef("%w", err)
 	case errors.Is(err, schedule.ErrExists):
 		return withHint(failf(exitFile, "%w", err), "--update puts the new one in its place.")
