@@ -146,6 +146,11 @@ func (w *Watch) note(t task.Task) {
 		r = &record{}
 		w.names[key] = r
 	}
+	now := w.o.Now()
+	r.past(now)
+	if t.Ended.After(now) {
+		t.Ended = now
+	}
 	if t.State == task.Complete && t.Ended.After(r.success) {
 		r.success = t.Ended
 		if t.Result != nil {
@@ -157,6 +162,17 @@ func (w *Watch) note(t task.Task) {
 		if t.Error != nil {
 			r.reason = t.Error.Message
 		}
+	}
+}
+
+// past takes what a clock that was ahead has dated in the future for now: it
+// would be the newest, and young, until that time has come.
+func (r *record) past(now time.Time) {
+	if r.success.After(now) {
+		r.success = now
+	}
+	if r.ended.After(now) {
+		r.ended = now
 	}
 }
 
@@ -212,6 +228,7 @@ func (c captures) Collect(ch chan<- prometheus.Metric) {
 	}
 	now := c.w.o.Now()
 	for key, r := range c.w.names {
+		r.past(now)
 		kind, name := string(key.kind), strings.ToValidUTF8(key.name, "?")
 		if !r.success.IsZero() {
 			gauge(d[1], float64(r.success.UnixMilli())/1000, kind, name)
@@ -257,6 +274,7 @@ func (w *Watch) State() State {
 	any := false
 	for _, k := range keys {
 		r := w.names[k]
+		r.past(now)
 		c := Capture{Kind: k.kind, Name: k.name, LastSuccess: r.success, LastEnd: r.ended, LastState: r.state, Reason: r.reason}
 		switch {
 		case r.success.IsZero():

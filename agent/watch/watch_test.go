@@ -97,6 +97,26 @@ func TestFigures(t *testing.T) {
 	}
 }
 
+// TestClockAhead: a success of the future is one of now, and ages.
+func TestClockAhead(t *testing.T) {
+	now := noon
+	w := New(Options{MaxAge: 26 * time.Hour, Now: func() time.Time { return now }})
+	w.Restore([]task.Task{ended("bun-1", "web", task.Complete, noon.AddDate(10, 0, 0))})
+	now = noon.Add(time.Hour)
+	w.Changed(ended("bun-2", "web", task.Failed, now))
+	if s := w.State(); !s.Healthy || s.Captures[0].AgeSeconds != 3600 || s.Captures[0].LastState != task.Failed {
+		t.Errorf("%+v", s)
+	}
+	now = noon.AddDate(0, 0, -7) // the clock was set right while the agent ran
+	if s := w.State(); !s.Healthy || s.Captures[0].AgeSeconds != 0 {
+		t.Errorf("%+v", s)
+	}
+	now = now.Add(27 * time.Hour)
+	if s := w.State(); s.Healthy {
+		t.Errorf("27 hours after: %+v", s)
+	}
+}
+
 // TestNoAgeLimit: without one any age is well.
 func TestNoAgeLimit(t *testing.T) {
 	w := New(Options{})
