@@ -297,8 +297,11 @@ func (o *requestOptions) request() (task.Request, error) {
 			return r, usagef("--quiesce-limit: %w", err)
 		}
 	}
-	if !o.q.Zero() {
+	switch {
+	case !o.q.Zero():
 		r.Quiesce = &o.q
+	case o.limit != "":
+		return r, usagef("--quiesce-limit goes with --stop, --freeze or --freeze-fs")
 	}
 	policy, err := o.kept.policy()
 	if err != nil {
