@@ -105,10 +105,18 @@ func keepMachineID(root, run string, old []byte) error {
 	return nil
 }
 
-// freshHostKeys removes the SSH host keys of the root and makes new ones: of
+// hostKey is an SSH host key, as its two files have it.
+type hostKey struct {
+	file    string
+	private []byte
+	public  string // without a line break
+}
+
+// freshHostKeys gives the root new SSH host keys in place of the image's: of
 // each type that sshd's configuration names, else ed25519 and ecdsa; none if
 // the root has no sshd. RSA is made only where named, for it takes long in a
-// small machine. The public halves are returned.
+// small machine. The public halves are returned. The image's keys stay until
+// there are new ones: without any, sshd would not start.
 func (h *hierarchy) freshHostKeys(comment string) ([]string, error) {
 	dir, err := h.OpenDir("/etc/ssh")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -122,69 +130,85 @@ func (h *hierarchy) freshHostKeys(comment string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making SSH host keys: %w", err)
 	}
-	for _, n := range names {
-		if strings.HasPrefix(n, "ssh_host_") && (strings.HasSuffix(n, "_key") || strings.HasSuffix(n, "_key.pub") || strings.HasSuffix(n, "_key-cert.pub")) {
-			if err := h.Remove("/etc/ssh/" + n); err != nil {
-				return nil, fmt.Errorf("removing the image's SSH host keys: %w", err)
-			}
-		}
-	}
 	conf, err := h.readSSHDConfig()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("making SSH host keys: %w", err)
 	}
 	files := conf.hostKeys
 	if len(files) == 0 {
 		files = []string{"/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_ecdsa_key"}
 	}
-	var publics []string
+	var made []hostKey
 	for _, f := range files {
-		pub, err := h.makeHostKey(f, comment)
+		k, err := makeHostKey(f, comment)
 		if err != nil {
-			return publics, fmt.Errorf("making SSH host key %s: %w", f, err)
+			return nil, fmt.Errorf("making SSH host key %s: %w", f, err)
 		}
-		if pub != "" {
-			publics = append(publics, pub)
+		if k != nil {
+			made = append(made, *k)
+		}
+	}
+	var publics []string
+	fresh := make(map[string]bool)
+	for _, k := range made {
+		// The public half first: one without its private half is no key of sshd's.
+		err := h.WriteFile(k.file+".pub", []byte(k.public+"\n"), 0o644)
+		if err == nil {
+			err = h.WriteFile(k.file, k.private, 0o600)
+		}
+		if err != nil {
+			return publics, fmt.Errorf("making SSH host key %s: %w", k.file, err)
+		}
+		publics = append(publics, k.public)
+		fresh[path.Clean(k.file)], fresh[path.Clean(k.file+".pub")] = true, true
+	}
+	for _, n := range names {
+		if !strings.HasPrefix(n, "ssh_host_") || fresh["/etc/ssh/"+n] {
+			continue
+		}
+		if strings.HasSuffix(n, "_key") || strings.HasSuffix(n, "_key.pub") || strings.HasSuffix(n, "_key-cert.pub") {
+			if err := h.Remove("/etc/ssh/" + n); err != nil {
+				return publics, fmt.Errorf("removing the image's SSH host keys: %w", err)
+			}
 		}
 	}
 	return publics, nil
 }
 
-func (h *hierarchy) makeHostKey(file, comment string) (string, error) {
+// makeHostKey makes a key of the type that its file's name tells; nil if it
+// tells none, or one that OpenSSH no longer knows (dsa).
+func makeHostKey(file, comment string) (*hostKey, error) {
 	var private, public any
 	switch base := path.Base(file); {
 	case strings.Contains(base, "ed25519"):
 		pub, priv, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		private, public = priv, pub
 	case strings.Contains(base, "ecdsa"):
 		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		private, public = k, &k.PublicKey
 	case strings.Contains(base, "rsa"):
 		k, err := rsa.GenerateKey(rand.Reader, 3072)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		private, public = k, &k.PublicKey
 	default:
-		return "", nil // a type OpenSSH no longer knows (dsa), or a name that tells none
+		return nil, nil
 	}
 	block, err := ssh.MarshalPrivateKey(private, comment)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	pub, err := ssh.NewPublicKey(public)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	line := strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(pub)), "\n") + " " + comment
-	if err := h.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-		return "", err
-	}
-	return line, h.WriteFile(file+".pub", []byte(line+"\n"), 0o644)
+	return &hostKey{file: file, private: pem.EncodeToMemory(block), public: line}, nil
 }

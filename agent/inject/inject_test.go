@@ -163,6 +163,33 @@ func TestHostKeysNamedByConfiguration(t *testing.T) {
 	}
 }
 
+// TestHostKeysThatCannotBeMade leave the image's in place: without any, sshd
+// would not start.
+func TestHostKeysThatCannotBeMade(t *testing.T) {
+	for _, c := range []struct{ name, config string }{
+		{"a configuration that includes itself", "Include /etc/ssh/sshd_config\n"},
+		{"a directory that is not there", "HostKey /etc/none/ssh_host_ed25519_key\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPlace(t)
+			o := p.systemd()
+			p.sshd(c.config)
+			if _, err := Apply(t.Context(), o, Instance{ID: "i-1"}); err == nil {
+				t.Error("no error")
+			}
+			if p.read("/etc/ssh/ssh_host_rsa_key") != "captured" || p.read("/etc/ssh/ssh_host_ed25519_key.pub") != "captured" {
+				t.Error("the image's host keys are gone, and there are no others")
+			}
+			p.sshd("")
+			res, err := Apply(t.Context(), o, Instance{ID: "i-1"})
+			must(t, err)
+			if _, err := os.Lstat(p.at("/etc/ssh/ssh_host_rsa_key")); err == nil || len(res.HostKeys) != 2 {
+				t.Errorf("made again, the image's keys are still there, or %q", res.HostKeys)
+			}
+		})
+	}
+}
+
 func TestCloudInitStaysInCharge(t *testing.T) {
 	p := newPlace(t)
 	o := p.systemd()
