@@ -95,7 +95,7 @@ const treeMemory = 250
 // what lives comes near to would have it collect all the time. GOMEMLIMIT in the
 // environment has the last word.
 func limitMemory(data int64) {
-	const buffers = 140 << 20
+	buffers := int64(120+10*runtime.GOMAXPROCS(0)) << 20 // each core has a piece in hand
 	limitGarbage(buffers)
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
