@@ -3,11 +3,13 @@ package systemd_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -132,6 +134,94 @@ func TestUnits(t *testing.T) {
 	}
 	if err := c.Start(ctx, "none.service"); err == nil {
 		t.Error("a unit that is not there was started")
+	}
+}
+
+// cutter is a bus's socket in the test's hands: cut breaks all connections.
+func cutter(t *testing.T, bus string) (cut func()) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "bus")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	var mu sync.Mutex
+	var all []net.Conn
+	cut = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range all {
+			c.Close()
+		}
+		all = nil
+	}
+	t.Cleanup(cut)
+	go func() {
+		for {
+			in, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("unix", bus)
+			if err != nil {
+				in.Close()
+				return
+			}
+			mu.Lock()
+			all = append(all, in, out)
+			mu.Unlock()
+			for _, p := range [][2]net.Conn{{in, out}, {out, in}} {
+				go func() {
+					_, _ = io.Copy(p[0], p[1])
+					p[0].Close()
+				}()
+			}
+		}
+	}()
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+path)
+	return cut
+}
+
+// TestConnectionBreaks: who waits is told, and the next who asks has a new one.
+func TestConnectionBreaks(t *testing.T) {
+	s := fakesystemd.Start(t)
+	bus, _, _ := strings.Cut(strings.TrimPrefix(s.Address, "unix:path="), ",")
+	cut := cutter(t, bus)
+	c, err := systemd.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s.Declare("app.service")
+	ctx, cancel := context.WithCancel(t.Context())
+	if state, err := c.Active(ctx, "app.service"); err != nil || state != "active" {
+		t.Fatal(state, err)
+	}
+	cut()
+	for { // that it broke is noticed a moment later
+		if state, err := c.Active(ctx, "app.service"); err == nil && state == "active" {
+			break
+		}
+	}
+	cancel() // the connection does not end with the call that made it
+	if err := c.Freeze(t.Context(), "app.service"); err != nil || s.State("app.service") != "frozen" {
+		t.Errorf("%v, app is %s", err, s.State("app.service"))
+	}
+	slow := worker(t, "exec sleep 1000\n") // never says that it is ready
+	ended := make(chan error, 1)
+	go func() {
+		ended <- c.Run(t.Context(), "slow.service", systemd.Prop("Type", "notify"), systemd.Prop("ExecStart", systemd.Exec(slow)))
+	}()
+	for s.PID("slow.service") == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := c.Active(t.Context(), "slow.service"); err != nil { // what was answered before has arrived
+		t.Fatal(err)
+	}
+	cut()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "broke") {
+		t.Errorf("a job that nothing was heard of any more: %v", err)
 	}
 }
 
