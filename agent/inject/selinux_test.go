@@ -62,11 +62,12 @@ func TestSELinuxLabels(t *testing.T) {
 	must(t, err)
 	for name, want := range map[string]string{
 		"/etc/ssh/ssh_host_ed25519_key":     "sshd_key_t", // by the policy
-		"/etc/ssh/ssh_host_ed25519_key.pub": "etc_t",      // by a wider pattern
+		"/etc/ssh/ssh_host_ecdsa_key.pub":   "etc_t",      // by a wider pattern
+		"/etc/ssh/ssh_host_ed25519_key.pub": "captured_t", // replaced: it keeps its own
 		"/home/alice/.ssh":                  "ssh_home_t",
 		"/home/alice/.ssh/authorized_keys":  "ssh_home_t",
 		"/etc/hostname":                     "etc_t",
-		"/etc/machine-id":                   "captured_t", // replaced: it keeps its own
+		"/etc/machine-id":                   "captured_t", // likewise
 		"/etc/fstab":                        "own_t",
 		"/var/lib/instar":                   "var_lib_t",
 		"/var/lib/instar/journal":           "var_lib_t",
