@@ -185,9 +185,9 @@ echo script >> /root/ran
 		"systemctl show -P LoadState instar-user-data.service":                "^not-found$",
 		"grep -c '" + keyBlob(signer) + "' /home/debian/.ssh/authorized_keys": "^1$",
 		// For root cloud-init leaves the key with a message who to log in as.
-		"cat /root/.ssh/authorized_keys":                  "^no-port-forwarding[^\n]*$",
-		"grep -c user-data /var/lib/instar/journal; true": "^0$",
-		imds + "instance-id":                              "^i-launch$",
+		"cat /root/.ssh/authorized_keys":                                        "^no-port-forwarding[^\n]*$",
+		"grep -c 'user-data.*left to cloud-init' /var/lib/instar/journal; true": "^1$",
+		imds + "instance-id":                                                    "^i-launch$",
 	}
 	expect(t, client, sudo+"sh -c ", quoted(commands))
 	if os.Getenv("INSTAR_EVIDENCE") != "" {
