@@ -21,6 +21,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/instar-image/instar/test/freeport"
 )
 
 // The program is tested as a black box: scripts in testdata/script run it under
@@ -79,13 +81,8 @@ func TestScript(t *testing.T) {
 					return err
 				}
 			}
-			free, err := net.Listen("tcp", "127.0.0.1:0") // a port that nobody has
-			if err != nil {
-				return err
-			}
-			free.Close()
 			for k, v := range map[string]string{
-				"PORT": strconv.Itoa(free.Addr().(*net.TCPAddr).Port),
+				"PORT": strconv.Itoa(freeport.Port(t)),
 				"FIX":  fixtures, "KEYS": filepath.Join(fixtures, "keys"), "HOME": filepath.Join(env.WorkDir, "home"),
 				"INSTAR_ETC": filepath.Join(env.WorkDir, "etc"), "INSTAR_STATE": filepath.Join(env.WorkDir, "state"), "TMPDIR": filepath.Join(env.WorkDir, "tmp"),
 				"S3": s3.URL, "IMDS": imds.URL, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1",

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"github.com/instar-image/instar/test/freeport"
 )
 
 // dhcpNet is a wire (QEMU's dgram netdev: an Ethernet frame a datagram) with a
@@ -16,11 +18,7 @@ func dhcpNet(t *testing.T, reply func(*dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, error)) [
 	t.Helper()
 	host, err := net.ListenPacket("udp", "127.0.0.1:0")
 	must(t, err)
-	// A port for QEMU's end, free a moment ago.
-	other, err := net.ListenPacket("udp", "127.0.0.1:0")
-	must(t, err)
-	guest := other.LocalAddr().(*net.UDPAddr)
-	must(t, other.Close())
+	guest := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: freeport.Port(t)} // QEMU's end
 	done := make(chan struct{})
 	t.Cleanup(func() { host.Close(); <-done })
 	go func() {

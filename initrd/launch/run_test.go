@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/initrd/internal/qemutest"
+	"github.com/instar-image/instar/test/freeport"
 )
 
 // emptyDisk is a disk with an empty filesystem, and the options to boot the
@@ -32,14 +33,6 @@ func emptyDisk(t testing.TB) []string {
 	shell(t, `/sbin/mkfs.ext4 -q -F "$1"`, disk)
 	kernel, root := qemutest.Kernel(t)
 	return []string{"--disk", disk, "--kernel-file", kernel, "--modules", root, "--accel", "tcg", "--memory", "512"}
-}
-
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
 // answering waits until the port is as it should be: QEMU listens on it, or
@@ -67,7 +60,7 @@ func TestLaunchEnds(t *testing.T) {
 		left   int
 	}{{syscall.SIGINT, 255, 0}, {syscall.SIGTERM, 255, 0}, {syscall.SIGKILL, -1, 1}} {
 		t.Run(c.signal.String(), func(t *testing.T) {
-			scratch, port := t.TempDir(), freePort(t)
+			scratch, port := t.TempDir(), strconv.Itoa(freeport.Port(t))
 			g := launch(t, nil, append(emptyDisk(t), "--port", port, "--scratch", scratch, "--hostname", "h", "--user-data", "/etc/hostname")...)
 			answering(t, port, true)
 			must(t, g.cmd.Process.Signal(c.signal))

@@ -22,6 +22,7 @@ import (
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/initrd/lazyroot"
 	"github.com/instar-image/instar/initrd/lazyroot/nbd"
+	"github.com/instar-image/instar/test/freeport"
 	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/cache/cacheclient"
 	"github.com/instar-image/instar/upload/images"
@@ -31,13 +32,7 @@ import (
 // of its metrics.
 func hostCache(t *testing.T, env []string, dir string, store ...string) (place, admin string) {
 	t.Helper()
-	var at [2]string
-	for i := range at {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		at[i] = l.Addr().String()
-		must(t, l.Close())
-	}
+	at := [2]string{freeport.Address(freeport.Port(t)), freeport.Address(freeport.Port(t))}
 	ctx, stop := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, instar(t), append([]string{"cache", "serve", "--dir", dir, "--listen", at[0], "--admin", at[1]}, store...)...)
 	cmd.Env = append(os.Environ(), env...)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/metadata/dirsource"
+	"github.com/instar-image/instar/test/freeport"
 )
 
 // raw sends bytes on a connection of its own and returns everything that
@@ -120,12 +121,7 @@ func TestSlowConnections(t *testing.T) {
 	for i := range 90 {
 		instances = append(instances, record(fmt.Sprintf("i-slow%d", i), fmt.Sprintf("127.7.0.%d", i+1)))
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	admin := free.Addr().String()
-	free.Close()
+	admin := freeport.Address(freeport.Port(t))
 	s := start(t, Options{
 		Metadata: metadata.Options{Source: source(t, instances...)},
 		Limits:   Limits{Header: header, PerInstance: share, Strangers: strangers, Connections: 2000}, Admin: admin,

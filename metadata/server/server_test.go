@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/instar-image/instar/metadata"
+	"github.com/instar-image/instar/test/freeport"
 )
 
 func TestMain(m *testing.M) {
@@ -235,12 +236,7 @@ func TestStop(t *testing.T) {
 }
 
 func TestAdmin(t *testing.T) {
-	admin, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := admin.Addr().String()
-	admin.Close()
+	addr := freeport.Address(freeport.Port(t))
 	var reload error
 	control := filepath.Join(t.TempDir(), "ctl.sock")
 	s := start(t, Options{Metadata: metadata.Options{Source: source(t, record("i-1", "127.0.0.1"))}, Admin: addr, Control: control, Reload: func() error { return reload }})

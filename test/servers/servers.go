@@ -13,7 +13,6 @@ import (
 	"encoding/hex"
 	"encoding/xml"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -22,6 +21,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/instar-image/instar/test/freeport"
 )
 
 // Server is a running S3 server and how to reach it.
@@ -50,7 +51,7 @@ func minio(t testing.TB, certs string) *Server {
 	t.Helper()
 	s := newServer(t, "minio", certs != "")
 	addr := strings.TrimPrefix(strings.TrimPrefix(s.Endpoint, "https://"), "http://")
-	args := []string{"server", "--address", addr, "--console-address", freeAddr(t), "--quiet"}
+	args := []string{"server", "--address", addr, "--console-address", freeport.Address(freeport.Port(t)), "--quiet"}
 	if certs != "" {
 		s.CACert = filepath.Join(certs, "ca.pem")
 		args = append(args, "--certs-dir", certs)
@@ -78,7 +79,7 @@ func newServer(t testing.TB, name string, tls bool) *Server {
 		scheme = "https://"
 	}
 	return &Server{
-		Name: name, Endpoint: scheme + freeAddr(t), Region: "us-east-1",
+		Name: name, Endpoint: scheme + freeport.Address(freeport.Port(t)), Region: "us-east-1",
 		AccessKey: "AK" + strings.ToUpper(random(t)), SecretKey: random(t) + random(t), Dir: t.TempDir(),
 	}
 }
@@ -231,17 +232,6 @@ func Program(t testing.TB, name string) string {
 		t.Fatalf("%s path: %v", tools, err)
 	}
 	return filepath.Join(strings.TrimSpace(string(out)), name)
-}
-
-// freeAddr is a loopback address nobody listens at.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func random(t testing.TB) string {
