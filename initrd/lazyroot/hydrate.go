@@ -261,13 +261,13 @@ func (d *Device) Hydrate(ctx context.Context, order iter.Seq[chunked.Range], t T
 	if d.disk == nil {
 		return fmt.Errorf("fill the disk: %w", ErrReadOnly)
 	}
-	for round := 0; d.bits.left.Load() > 0; round++ {
-		before := d.bits.left.Load()
+	// By the bits, not by their count: another filler counts its blocks just after it set them.
+	if !d.bits.all(0, d.bits.n) {
 		if err := d.hydrate(ctx, order, t); err != nil {
 			return fmt.Errorf("fill the disk: %w", err)
 		}
-		if left := d.bits.left.Load(); left > 0 && left == before {
-			return fmt.Errorf("fill the disk: %d blocks stay empty", left)
+		if !d.bits.all(0, d.bits.n) {
+			return fmt.Errorf("fill the disk: blocks stay empty, %d of them", d.bits.left.Load())
 		}
 	}
 	if d.volatile {
