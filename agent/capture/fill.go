@@ -41,7 +41,7 @@ func (v *Volume) fill(ctx context.Context, mnt string) error {
 		return fmt.Errorf("opening the scratch filesystem: %w", err)
 	}
 	defer unix.Close(fd)
-	f := &filler{v: v, t: v.Root.Tree, src: v.Root.Source(), root: fd, made: map[filetree.ID]string{}, buf: make([]byte, 1<<20)}
+	f := &filler{v: v, t: v.Root.Tree, src: v.source(), root: fd, made: map[filetree.ID]string{}, buf: make([]byte, 1<<20)}
 	if err := f.dir(ctx, fd, "", filetree.Root); err != nil {
 		return err
 	}

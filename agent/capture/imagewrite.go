@@ -181,7 +181,7 @@ func (c *creation) disk(ctx context.Context, w *chunked.Writer) error {
 	if c.traced == nil { // what a boot reads first is cut anew
 		same = c.sameContent(ctx, s)
 	}
-	err = v.Plan.Emit(ctx, v.Root.Source(), ext4.EmitOptions{
+	err = v.Plan.Emit(ctx, v.source(), ext4.EmitOptions{
 		Skip: func(id filetree.ID) bool { return c.skip[id] },
 		Report: func(ch ext4.Change) {
 			c.unsure[ch.ID] = true

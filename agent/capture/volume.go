@@ -17,6 +17,7 @@ import (
 	"github.com/instar-image/instar/bundle/disk"
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/ext4"
+	"github.com/instar-image/instar/bundle/filetree"
 	"github.com/instar-image/instar/bundle/rootfs"
 	"github.com/instar-image/instar/bundle/sparse"
 )
@@ -47,6 +48,9 @@ type VolumeOptions struct {
 	// everything was in the image that this one follows, or nil: what did not
 	// change keeps its place.
 	Parent func() (*ext4.Layout, error)
+	// ReadShare is how much of the time is spent reading files at most, in percent;
+	// 0 and 100: as much as there is.
+	ReadShare int
 }
 
 // Volume is a live volume, scanned and planned, nothing written yet.
@@ -62,6 +66,8 @@ type Volume struct {
 	mu      sync.Mutex // covers changes
 	change  []ext4.Change
 }
+
+func (o *VolumeOptions) gentle() bool { return o.ReadShare > 0 && o.ReadShare < 100 }
 
 // PlanVolume scans a volume and plans its image. The result is to be closed.
 func PlanVolume(ctx context.Context, o VolumeOptions, r Reporter) (*Volume, error) {
@@ -88,6 +94,10 @@ func PlanVolume(ctx context.Context, o VolumeOptions, r Reporter) (*Volume, erro
 	if o.scratched() {
 		o.Root.RootType = o.FS
 	}
+	if o.ReadShare < 0 || o.ReadShare > 100 {
+		return nil, fmt.Errorf("%w: %d %% of the time is not 1 to 100", ErrOption, o.ReadShare)
+	}
+	o.Root.NoReadAhead = o.Root.NoReadAhead || o.gentle()
 	root, err := rootfs.Scan(ctx, o.Root)
 	if err != nil {
 		return nil, err
@@ -193,7 +203,7 @@ func (v *Volume) Image(ctx context.Context, name string) (ec2.Image, error) {
 	// The archive's member has no time of its own, so that equal trees give equal
 	// bytes.
 	img := ec2.Image{Name: name, Mtime: time.Unix(0, 0), Mode: 0o644}
-	fs := func(ctx context.Context, w io.Writer) error { return v.Plan.Write(ctx, w, v.Root.Source(), v.changed) }
+	fs := func(ctx context.Context, w io.Writer) error { return v.Plan.Write(ctx, w, v.source(), v.changed) }
 	if v.opts.scratched() {
 		if err := v.makeScratch(ctx); err != nil {
 			return img, err
@@ -205,6 +215,14 @@ func (v *Volume) Image(ctx context.Context, name string) (ec2.Image, error) {
 		return v.Disk.Write(ctx, w, func(w io.Writer) error { return fs(ctx, w) })
 	}
 	return img, nil
+}
+
+// source opens the volume's files.
+func (v *Volume) source() filetree.Source {
+	if v.opts.gentle() {
+		return newGentle(v.Root.Source(), v.opts.ReadShare)
+	}
+	return v.Root.Source()
 }
 
 // changed takes note of a file that is not what the plan has.

@@ -17,7 +17,7 @@ admin-group: admins
 view-group: viewers
 running: 2
 keep: 7
-limits: {cpu-weight: 20, cpu-quota: 50, io-weight: 30, read-rate: 1048576, upload-rate: -1, memory: 1073741824, foreground: true}
+limits: {cpu-weight: 20, cpu-quota: 50, io-weight: 30, read-share: 50, read-rate: 1048576, upload-rate: -1, memory: 1073741824, foreground: true}
 quiesce: {stop: [a.service], freeze: [b.service], filesystems: [/srv], limit: 90s}
 secret-key-file: /etc/instar/secret
 secret-key-encrypted: true
@@ -29,7 +29,7 @@ metrics-listen: 127.0.0.1:9256
 	if s.AdminGroup != "admins" || s.ViewGroup != "viewers" || s.Running != 2 || s.Keep != 7 || s.SecretKeyFile != "/etc/instar/secret" || !s.Encrypted || s.MetricsListen != "127.0.0.1:9256" {
 		t.Errorf("%+v", s)
 	}
-	if want := (task.Limits{CPUWeight: 20, CPUQuota: 50, IOWeight: 30, ReadRate: 1 << 20, UploadRate: -1, Memory: 1 << 30, Foreground: true}); s.Limits != want {
+	if want := (task.Limits{CPUWeight: 20, CPUQuota: 50, IOWeight: 30, ReadShare: 50, ReadRate: 1 << 20, UploadRate: -1, Memory: 1 << 30, Foreground: true}); s.Limits != want {
 		t.Errorf("%+v", s.Limits)
 	}
 	if q := s.Quiesce; q == nil || q.Stop[0] != "a.service" || q.Freeze[0] != "b.service" || q.Filesystems[0] != "/srv" || time.Duration(q.Limit) != 90*time.Second {

@@ -16,6 +16,9 @@ type Limits struct {
 	CPUQuota int `json:"cpu-quota,omitempty" yaml:"cpu-quota"`
 	// IOWeight is the same for disks, where their scheduler knows weights.
 	IOWeight int `json:"io-weight,omitempty" yaml:"io-weight"`
+	// ReadShare is how much of the time the worker spends reading files, in percent.
+	// It holds at any disk, and others' reads and writes hardly wait for it.
+	ReadShare int `json:"read-share,omitempty" yaml:"read-share"`
 	// ReadRate bounds reading from the volume's disk, in bytes a second.
 	ReadRate int64 `json:"read-rate,omitempty" yaml:"read-rate"`
 	// UploadRate bounds what is sent to the store, in bytes a second.
@@ -30,7 +33,7 @@ type Limits struct {
 // DefaultLimits are those of a task for which nothing else is said: the worker
 // gets what nobody else wants.
 func DefaultLimits() Limits {
-	return Limits{CPUWeight: 10, CPUQuota: -1, IOWeight: 10, ReadRate: -1, UploadRate: -1, Memory: -1}
+	return Limits{CPUWeight: 10, CPUQuota: -1, IOWeight: 10, ReadShare: 25, ReadRate: -1, UploadRate: -1, Memory: -1}
 }
 
 // Or fills what is not set from other limits.
@@ -48,6 +51,7 @@ func (l Limits) Or(o Limits) Limits {
 	set(&l.CPUWeight, o.CPUWeight)
 	set(&l.CPUQuota, o.CPUQuota)
 	set(&l.IOWeight, o.IOWeight)
+	set(&l.ReadShare, o.ReadShare)
 	set64(&l.ReadRate, o.ReadRate)
 	set64(&l.UploadRate, o.UploadRate)
 	set64(&l.Memory, o.Memory)
@@ -66,6 +70,7 @@ func (l Limits) Check() error {
 		{"cpu-weight", int64(l.CPUWeight), 1, 10000},
 		{"cpu-quota", int64(l.CPUQuota), 1, 100 * 4096},
 		{"io-weight", int64(l.IOWeight), 1, 10000},
+		{"read-share", int64(l.ReadShare), 1, 100},
 		{"read-rate", l.ReadRate, 64 << 10, 1 << 40},
 		{"upload-rate", l.UploadRate, 16 << 10, 1 << 40},
 		{"memory", l.Memory, 64 << 20, 1 << 50},

@@ -17,6 +17,9 @@ func (j Job) Args() []string {
 	if j.Limits.UploadRate > 0 {
 		args = append(args, "--limit-rate", strconv.FormatInt(j.Limits.UploadRate, 10))
 	}
+	if j.Limits.ReadShare > 0 {
+		args = append(args, "--read-share", strconv.Itoa(j.Limits.ReadShare))
+	}
 	return append(args, j.ID)
 }
 

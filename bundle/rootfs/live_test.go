@@ -329,3 +329,34 @@ func TestPageCache(t *testing.T) {
 		t.Errorf("after it, %d and %d pages are in memory", cold, warm)
 	}
 }
+
+// TestNoReadAhead: the kernel brings what was asked for and not a page more.
+func TestNoReadAhead(t *testing.T) {
+	for _, c := range []struct {
+		no   bool
+		want func(pages uint64) bool
+	}{
+		{true, func(pages uint64) bool { return pages == 32 }},
+		{false, func(pages uint64) bool { return pages > 32 }},
+	} {
+		dir := mounted(t, "ext4")
+		must(t, os.WriteFile(filepath.Join(dir, "file"), make([]byte, 4<<20), 0o644))
+		run(t, "sync", "-f", dir)
+		f, err := os.Open(filepath.Join(dir, "file"))
+		must(t, err)
+		defer f.Close()
+		must(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
+		r := scan(t, rootfs.Options{Volume: dir, NoReadAhead: c.no})
+		g, err := r.Source().Open(t.Context(), r.Tree.Find("file"))
+		must(t, err)
+		if _, err := g.ReadAt(make([]byte, 128<<10), 0); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Cachestat_t
+		must(t, unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &st, 0))
+		if !c.want(st.Cache) {
+			t.Errorf("no read-ahead %v: %d pages are in memory after 32 were read", c.no, st.Cache)
+		}
+		must(t, g.Close())
+	}
+}

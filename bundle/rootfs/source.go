@@ -53,8 +53,7 @@ func (s source) Open(ctx context.Context, id filetree.ID) (filetree.File, error)
 		if err != nil {
 			return nil, fmt.Errorf("opening %q: %w", t.Path(id), classify(err))
 		}
-		// Doubles the read-ahead; costs nothing when everything is cached.
-		_ = unix.Fadvise(fd, 0, 0, unix.FADV_SEQUENTIAL)
+		_ = unix.Fadvise(fd, 0, 0, s.r.advice)
 		return &liveFile{fd: fd, want: want, cold: want.Size >= polite && !cached(fd)}, nil
 	}
 }

@@ -346,6 +346,7 @@ func (o *requestOptions) add(cmd *cobra.Command, test string) {
 	f.number(&l.CPUWeight, "cpu-weight", "", "`SHARE` of CPUs that others want too", ofUs, test)
 	f.number(&l.CPUQuota, "cpu-quota", "", "at most `PERCENT` of one CPU", ofUs, test)
 	f.number(&l.IOWeight, "io-weight", "", "`SHARE` of disks that others want too", ofUs, test)
+	f.number(&l.ReadShare, "read-share", "", "spend at most `PERCENT` of the time reading files", ofUs, test)
 	f.size(&o.read, "read-rate", "", "read at most `SIZE` a second from the volume's disk", ofUs, test)
 	f.size(&o.rate, "limit-rate", "", "send at most `SIZE` a second to the store", ofUs, test)
 	f.size(&o.memory, "memory", "", "reclaim the capture's memory above `SIZE`", ofUs, test)

@@ -229,7 +229,7 @@ func runAgentNotices(ctx context.Context, a *app, o *noticesOptions) error {
 				// A notice that is seen again after a restart is the same task.
 				r.ClientToken = n.ID
 				if n.Kind == watch.Spot {
-					r.Limits = &task.Limits{CPUWeight: 10000, IOWeight: 10000, CPUQuota: -1, ReadRate: -1, UploadRate: -1, Memory: -1, Foreground: true}
+					r.Limits = &task.Limits{CPUWeight: 10000, IOWeight: 10000, CPUQuota: -1, ReadShare: -1, ReadRate: -1, UploadRate: -1, Memory: -1, Foreground: true}
 				}
 				var t task.Task
 				if t, err = client.Start(ctx, r); err == nil {

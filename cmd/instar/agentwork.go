@@ -23,6 +23,7 @@ type agentWorkOptions struct {
 	settings, secretKeyFile string
 	runtime                 string
 	rate                    int64
+	readShare               int
 	idle                    bool
 }
 
@@ -41,6 +42,7 @@ beside it. It is the agent that starts it.`, "", nil)
 	f.text(&o.runtime, "runtime", "", "`DIR` for what does not outlive the system", ofUs, test)
 	f.text(&o.secretKeyFile, "secret-key-file", "", "read the S3 secret key from `FILE`", ofUs, test)
 	f.size(&o.rate, "limit-rate", "", "send at most `SIZE` a second", ofUs, test)
+	f.number(&o.readShare, "read-share", "", "spend at most `PERCENT` of the time reading files", ofUs, test)
 	f.yes(&o.idle, "idle", "", "take what CPU and disk nobody else wants", ofUs, test)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return runAgentWork(cmd.Context(), a, &o, args[0]) }
 	return cmd
@@ -311,6 +313,9 @@ func (w *worker) args() ([]string, error) {
 	opt("arch", r.Architecture)
 	opt("exclude", r.Exclude...)
 	opt("include", r.Include...)
+	if w.o.readShare > 0 {
+		opt("read-share", strconv.Itoa(w.o.readShare))
+	}
 	return append(args, w.where()...), nil
 }
 

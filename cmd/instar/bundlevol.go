@@ -25,6 +25,7 @@ type volumeOptions struct {
 	grubConfig, partition, script string
 	label, uuid, scratch          string
 	strays                        []string
+	readShare                     int
 }
 
 func (o *volumeOptions) add(cmd *cobra.Command, of origin, test string) {
@@ -49,6 +50,7 @@ func (o *volumeOptions) add(cmd *cobra.Command, of origin, test string) {
 	f.text(&o.uuid, "uuid", "", "`UUID` of the filesystem, or new; default the captured one's", ofUs, test)
 	f.text(&o.scratch, "scratch", "", "make scratch files in `DIR`; default $TMPDIR or /var/tmp", ofUs, test)
 	f.yes(&o.noSnapshot, "no-snapshot", "", "read the live tree even where a btrfs snapshot is possible", ofUs, test)
+	f.number(&o.readShare, "read-share", "", "spend at most `PERCENT` of the time reading files, so that others get at the disk; default 100", ofUs, test)
 	f.yes(&o.dryRun, "dry-run", "", "only tell what would stay out and why, and how big the image would be", ofUs, test)
 }
 

@@ -154,6 +154,9 @@ func (a *app) volumePlan(o *volumeOptions, arch string) (*capture.VolumeOptions,
 	if err != nil {
 		return nil, err
 	}
+	if o.readShare < 0 || o.readShare > 100 {
+		return nil, usagef("--read-share %d: a percentage is 1 to 100", o.readShare)
+	}
 	kind := disk.None
 	if o.partition != "" {
 		if kind, err = disk.ParseKind(o.partition); err != nil {
@@ -165,7 +168,7 @@ func (a *app) volumePlan(o *volumeOptions, arch string) (*capture.VolumeOptions,
 			Volume: o.volume, All: o.all, Exclude: o.exclude, ExcludeLoose: o.strays, Include: o.include, NoFilter: o.noFilter,
 			Snapshotted: a.snapshotted,
 		},
-		Size: size, SizeIfFits: ifFits, Partition: kind,
+		Size: size, SizeIfFits: ifFits, Partition: kind, ReadShare: o.readShare,
 	}
 	if o.label != "" {
 		plan.Label = &o.label
