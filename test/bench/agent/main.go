@@ -5,12 +5,13 @@
 //
 //	go run ./test/bench/agent [-turns N] [-turn DURATION] [-size MIB] [-dir DIR]
 //
-// The store is in memory, in the place of one across a network. Without systemd
-// the classes of CPU and disk alone hold the capture back; the weights that
-// systemd adds do not show here.
+// The store is in memory, in the place of one across a network. What holds the
+// capture back is the share of the time it reads and the classes of CPU and disk; the
+// weights that systemd adds do not show here.
 package main
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"flag"
@@ -20,6 +21,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -49,6 +51,7 @@ type machine struct {
 	program, dir, store, socket string
 	files                       []string
 	foreground                  *os.File
+	captures                    int // begun so far
 }
 
 func bench(turns int, turn time.Duration, size int, where string) (met bool, err error) {
@@ -76,12 +79,15 @@ func bench(turns int, turn time.Duration, size int, where string) (met bool, err
 	agent := exec.Command(m.program, "agent", "run", "--socket", m.socket, "--state", filepath.Join(dir, "state"), "--launcher", "child", "--quiet")
 	agent.Env = append(os.Environ(), "INSTAR_ETC="+filepath.Join(dir, "etc"), "INSTAR_STATE="+filepath.Join(dir, "seen"))
 	agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	agent.Stderr = os.Stderr
+	var said bytes.Buffer // also that captures were interrupted
+	agent.Stderr = &said
 	if err := agent.Start(); err != nil {
 		return false, err
 	}
 	defer func() {
-		err = errors.Join(err, agent.Process.Signal(syscall.SIGTERM), agent.Wait())
+		if err = errors.Join(err, agent.Process.Signal(syscall.SIGTERM), agent.Wait()); err != nil {
+			err = fmt.Errorf("%w\n%s", err, said.Bytes())
+		}
 	}()
 	for range 100 {
 		if _, err = m.ctl("status"); err == nil {
@@ -195,39 +201,68 @@ var (
 	reading = regexp.MustCompile(`"phase": "capturing`)
 )
 
-// beside is write while a capture goes on. A capture that ends before the turn
-// does would flatter it: that is an error.
+// slice is how long is written before it is asked whether the capture goes on.
+const slice = 500 * time.Millisecond
+
+// beside is write while captures go on, one after the other until the turn is
+// over. The slice in which one ends does not count: it would flatter it.
 func (m *machine) beside(turn time.Duration) ([]time.Duration, error) {
+	var times []time.Duration
+	for measured := time.Duration(0); measured < turn; {
+		before := measured
+		id, err := m.capture()
+		if err != nil {
+			return nil, err
+		}
+		out := ""
+		for measured < turn {
+			part, err := m.write(slice)
+			if err != nil {
+				return nil, err
+			}
+			if out, err = m.ctl("show", id); err != nil {
+				return nil, err
+			}
+			if !strings.Contains(out, `"state": "bundling"`) {
+				break
+			}
+			times = append(times, part...)
+			measured += slice
+		}
+		if strings.Contains(out, `"state": "failed"`) || measured == before {
+			return nil, fmt.Errorf("the capture failed, or was over within %v: then give -size more\n%s", slice, out)
+		}
+		_, _ = m.ctl("cancel", id)   // which it may have forestalled by ending
+		_, _ = m.ctl("progress", id) // until it has ended; that it was cancelled is its exit status
+	}
+	slices.Sort(times)
+	return times, nil
+}
+
+// capture starts a capture and returns its task when it reads. Each has a store
+// of its own, in which nothing is known yet; what the one before stored goes.
+func (m *machine) capture() (id string, err error) {
 	if err := m.forget(); err != nil {
-		return nil, err
+		return "", err
 	}
-	out, err := m.ctl("start", "create-image", "--name", "bench", "--store", filepath.Join(m.store, "store"), "--volume", filepath.Join(m.dir, "tree"), "--no-kernel", "--full")
+	if err := os.RemoveAll(filepath.Join(m.store, strconv.Itoa(m.captures))); err != nil {
+		return "", err
+	}
+	m.captures++
+	out, err := m.ctl("start", "create-image", "--name", "bench", "--store", filepath.Join(m.store, strconv.Itoa(m.captures)),
+		"--volume", filepath.Join(m.dir, "tree"), "--no-kernel", "--full")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	id := taskID.FindString(out)
+	id = taskID.FindString(out)
 	for tries := 0; !reading.MatchString(out); tries++ {
-		if tries == 600 {
-			return nil, fmt.Errorf("the capture does not begin:\n%s", out)
+		if tries == 600 || strings.Contains(out, `"ended"`) {
+			return "", fmt.Errorf("the capture does not begin:\n%s", out)
 		}
 		time.Sleep(100 * time.Millisecond)
 		if out, err = m.ctl("show", id); err != nil {
-			return nil, err
+			return "", err
 		}
 	}
-	times, err := m.write(turn)
-	if err != nil {
-		return nil, err
-	}
-	if out, err = m.ctl("show", id); err != nil {
-		return nil, err
-	}
-	if !strings.Contains(out, `"state": "bundling"`) {
-		return nil, fmt.Errorf("the capture ended within the turn: give -size more, or -turn less\n%s", out)
-	}
-	if _, err := m.ctl("cancel", id); err != nil {
-		return nil, err
-	}
-	_, _ = m.ctl("progress", id) // until it has ended; that it was cancelled is its exit status
-	return times, os.RemoveAll(filepath.Join(m.store, "store"))
+	return id, nil
 }
