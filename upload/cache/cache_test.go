@@ -45,12 +45,12 @@ func TestOnce(t *testing.T) {
 	}
 	all.Wait()
 	waitFor(t, func() bool { n, _ := kept(t, dir); return n == len(w.keys) })
-	for key, n := range w.store.bytes {
+	sums, gets := w.store.left()
+	for key, n := range sums {
 		if n != int64(len(w.objects[key])) {
 			t.Errorf("%d bytes of %s, which has %d, left the store", n, key, len(w.objects[key]))
 		}
 	}
-	gets := w.store.gets
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -60,8 +60,9 @@ func TestOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if s := c.Stats(); w.store.gets != gets || s.Misses != 0 || s.Hits != int64(len(w.keys)) {
-		t.Errorf("after a restart the store was asked %d times: %+v", w.store.gets-gets, s)
+	_, now := w.store.left()
+	if s := c.Stats(); now != gets || s.Misses != 0 || s.Hits != int64(len(w.keys)) {
+		t.Errorf("after a restart the store was asked %d times: %+v", now-gets, s)
 	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
@@ -93,8 +94,8 @@ func TestFirstBytes(t *testing.T) {
 	if err := w.read(t.Context(), c, key, 11<<20, 1000); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.store.bytes[key]; got > 2<<20 {
-		t.Errorf("%d bytes were fetched for 1000", got)
+	if sums, _ := w.store.left(); sums[key] > 2<<20 {
+		t.Errorf("%d bytes were fetched for 1000", sums[key])
 	}
 	close(stop)
 }
@@ -226,15 +227,18 @@ func TestStoreLies(t *testing.T) {
 			t.Errorf("%s: %v", key, err)
 		}
 		waitFor(t, func() bool {
-			_, err := c.Get(t.Context(), key, 0, 1)
+			o, err := c.Get(t.Context(), key, 0, 1)
+			if err == nil {
+				o.Close()
+			}
 			return errors.Is(err, cache.ErrBad)
 		})
 	}
 	if n, _ := kept(t, dir); n != 0 || c.Stats().Used != 0 {
 		t.Errorf("%d files are kept: %+v", n, c.Stats())
 	}
-	if w.store.gets > 10 {
-		t.Errorf("%d requests", w.store.gets)
+	if _, gets := w.store.left(); gets > 10 {
+		t.Errorf("%d requests", gets)
 	}
 }
 

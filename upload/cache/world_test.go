@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -65,6 +66,14 @@ func (s *counted) Get(ctx context.Context, key string, o upload.GetOptions) (io.
 		}
 	}
 	return c, obj, nil
+}
+
+// left are the bytes that left the store, by key, and the requests so far. What
+// fills the cache may still count.
+func (s *counted) left() (sums map[string]int64, gets int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.bytes), s.gets
 }
 
 type countedBody struct {
