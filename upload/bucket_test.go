@@ -67,7 +67,7 @@ func TestEnsureBucket(t *testing.T) {
 			} else if err != nil || w.ACLIgnored != (name == "minio") {
 				t.Errorf("writable with an ACL: %+v, %v", w, err)
 			}
-			if w, err := upload.CheckWritable(t.Context(), s, upload.PutOptions{}); err != nil || w.NotDeleted != nil || w.Offset.Abs() > 5*time.Second {
+			if w, err := upload.CheckWritable(t.Context(), s, upload.PutOptions{}); err != nil || w.NotDeleted != nil || w.Offset.Abs() > time.Minute {
 				t.Errorf("writable: %+v, %v", w, err)
 			}
 			if l := keysOf(t, s); len(l) != 0 {

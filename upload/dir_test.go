@@ -205,6 +205,9 @@ func TestDirKill(t *testing.T) {
 			if _, err := upload.PutBytes(t.Context(), s, k, bytes.Repeat([]byte{byte('a' + i%26)}, 40_000), upload.PutOptions{}); err != nil {
 				t.Fatal(err)
 			}
+			if i == 0 {
+				os.Stdout.WriteString("writing\n")
+			}
 		}
 	}
 	dir := t.TempDir()
@@ -213,13 +216,22 @@ func TestDirKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 12 {
-		p, err := os.StartProcess(exe, []string{exe, "-test.run=^TestDirKill$"}, &os.ProcAttr{Env: append(os.Environ(), "INSTAR_TEST_KILL="+dir), Files: []*os.File{nil, nil, nil}})
+		out, in, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(60+17*i) * time.Millisecond)
+		p, err := os.StartProcess(exe, []string{exe, "-test.run=^TestDirKill$"}, &os.ProcAttr{Env: append(os.Environ(), "INSTAR_TEST_KILL="+dir), Files: []*os.File{nil, in, nil}})
+		in.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil { // until it has written once
+			t.Errorf("writer %d: %v", i, err)
+		}
+		time.Sleep(time.Duration(17*i) * time.Millisecond)
 		p.Kill()
 		p.Wait()
+		out.Close()
 		s := open(t, dir, upload.Options{})
 		for _, k := range keysOf(t, s) {
 			b, _, err := upload.GetBytes(t.Context(), s, k, 1<<20)

@@ -250,7 +250,7 @@ func once(t *testing.T, p *s3fault.Proxy, base upload.Options, op operation, i i
 		op.prepare(t, s)
 	}
 	p.Plan(s3fault.At(i, f))
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	met := open(t, s.String(), faultOptions(p, base, op, f))
 	defer met.Close()
