@@ -121,7 +121,7 @@ func TestWatch(t *testing.T) {
 	// until waits for a reload after which cond holds.
 	until := func(what string, cond func(err error) bool) {
 		t.Helper()
-		limit := time.After(30 * time.Second)
+		limit := time.After(2 * time.Minute)
 		for {
 			select {
 			case err := <-results:
