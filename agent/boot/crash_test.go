@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +24,7 @@ func child() {
 	if len(f) != 3 {
 		return
 	}
-	err := Run(context.Background(), Options{Root: f[1], Endpoint: f[2], User: "alice", Wait: 1e9, Output: os.Stdout}, Stage(f[0]))
+	err := Run(context.Background(), Options{Root: f[1], Endpoint: f[2], User: "alice", Wait: time.Minute, Output: os.Stdout}, Stage(f[0]))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

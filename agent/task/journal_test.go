@@ -121,7 +121,7 @@ func check(t *testing.T, path, said string, op sysfault.Op) {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = m.Run(ctx) }()
 	defer func() { cancel(); <-done }()
-	limit := time.After(time.Minute)
+	limit := time.After(5 * time.Minute)
 	for _, tk := range m.List() {
 		for {
 			got, changed, err := m.Get(tk.ID)

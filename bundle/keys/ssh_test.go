@@ -424,7 +424,8 @@ func TestStockAgent(t *testing.T) {
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() }) // it never ends by itself
 	for range 600 {
-		if _, err := os.Stat(socket); err == nil {
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
 			break
 		}
 		time.Sleep(50 * time.Millisecond)

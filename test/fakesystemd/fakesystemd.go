@@ -77,7 +77,7 @@ func Start(t testing.TB) *System {
 		t.Fatal(err)
 	}
 	s := &System{t: t, Address: strings.TrimSpace(string(line[:n])), units: map[string]*unit{}}
-	if s.conn, err = dbus.Connect(s.Address); err != nil {
+	if s.conn, err = dbus.Connect(s.Address, dbus.WithIncomingInterceptor(ownReply)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.stop)
@@ -189,6 +189,28 @@ func (s *System) Held() []string {
 	return append([]string(nil), s.locks...)
 }
 
+// ownReply marks the calls that their methods answer by reply.
+func ownReply(m *dbus.Message) {
+	switch member, _ := m.Headers[dbus.FieldMember].Value().(string); member {
+	case "StartTransientUnit", "Inhibit":
+		m.Flags |= dbus.FlagNoReplyExpected
+	}
+}
+
+// reply answers a call. When it returns the answer has been sent, with what files
+// it has: what anybody sees after that, the caller hears of later.
+func (s *System) reply(to dbus.Message, value any) *dbus.Error {
+	m := &dbus.Message{Type: dbus.TypeMethodReply, Body: []any{value}, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldDestination: to.Headers[dbus.FieldSender],
+		dbus.FieldReplySerial: dbus.MakeVariant(to.Serial()),
+		dbus.FieldSignature:   dbus.MakeVariant(dbus.SignatureOf(value)),
+	}}
+	if call := s.conn.Send(m, nil); call != nil && call.Err != nil {
+		return dbus.MakeFailedError(call.Err)
+	}
+	return nil
+}
+
 // call notes what was asked for. The lock is held.
 func (s *System) call(name string, what ...string) {
 	s.calls = append(s.calls, strings.TrimSpace(name+" "+strings.Join(what, " ")))
@@ -220,7 +242,7 @@ func noSuch(name string) *dbus.Error {
 }
 
 // StartTransientUnit runs a unit.
-func (m manager) StartTransientUnit(name, _ string, props []transient, _ []struct {
+func (m manager) StartTransientUnit(msg dbus.Message, name, _ string, props []transient, _ []struct {
 	Name  string
 	Props []transient
 },
@@ -277,7 +299,7 @@ func (m manager) StartTransientUnit(name, _ string, props []transient, _ []struc
 		os.RemoveAll(dir)
 		close(u.ended)
 	}()
-	return s.job(name, func() string {
+	path := s.job(name, func() string {
 		buf := make([]byte, 4096)
 		for {
 			n, err := notify.Read(buf)
@@ -288,7 +310,8 @@ func (m manager) StartTransientUnit(name, _ string, props []transient, _ []struc
 				return "done"
 			}
 		}
-	}), nil
+	})
+	return path, s.reply(msg, path)
 }
 
 // command reads the first command of an ExecStart.
@@ -421,25 +444,19 @@ func unescape(s string) string {
 type login struct{ s *System }
 
 // Inhibit gives out a lock that holds until its file is closed.
-func (l login) Inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error) {
+func (l login) Inhibit(msg dbus.Message, what, who, why, mode string) (dbus.UnixFD, *dbus.Error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return 0, dbus.MakeFailedError(err)
 	}
+	defer w.Close() // the caller has a copy of its own by then
 	held := strings.Join([]string{what, who, why, mode}, "|")
 	s := l.s
 	s.mu.Lock()
 	s.call("Inhibit", held)
 	s.locks = append(s.locks, held)
 	s.mu.Unlock()
-	fd, err := unix.FcntlInt(w.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return 0, dbus.MakeFailedError(err)
-	}
 	go func() {
-		time.Sleep(100 * time.Millisecond) // the reply carries a copy of its own by then
-		w.Close()
-		_ = unix.Close(fd)
 		_, _ = r.Read(make([]byte, 1)) // the end of the file: nobody holds it
 		r.Close()
 		s.mu.Lock()
@@ -452,5 +469,6 @@ func (l login) Inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error) {
 		}
 		s.call("released", held)
 	}()
-	return dbus.UnixFD(fd), nil
+	fd := dbus.UnixFD(w.Fd())
+	return fd, l.s.reply(msg, fd)
 }

@@ -27,7 +27,7 @@ type Fault struct {
 	Errno unix.Errno    // what the operation fails with; 0 kills the program before it
 	From  bool          // all operations from At on fail, as on a full disk
 	Only  func(Op) bool // if set, only these operations count
-	Limit time.Duration // the program is killed after it (2 minutes if 0), which fails the test
+	Limit time.Duration // the program is killed after it (5 minutes if 0), which fails the test
 }
 
 // Op is an operation of the program.
@@ -119,7 +119,7 @@ func run(f Fault, env []string, program string, args []string) (Result, error) {
 
 	limit := f.Limit
 	if limit == 0 {
-		limit = 2 * time.Minute
+		limit = 5 * time.Minute
 	}
 	s := &supervisor{fault: f, listener: listener, pid: cmd.Process.Pid, until: time.Now().Add(limit)}
 	serveErr := s.serve()
