@@ -16,7 +16,9 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/instar-image/instar/agent/orders"
 	"github.com/instar-image/instar/agent/task"
+	"github.com/instar-image/instar/upload/catalog/tasks"
 )
 
 // File is the name of the settings in the directory of the machine's configuration.
@@ -55,6 +57,57 @@ type Settings struct {
 	Hooks Hooks `yaml:"hooks"`
 	// Notices are metadata's of an interruption, for "instar agent notices".
 	Notices Notices `yaml:"notices"`
+	// TasksFrom is the catalog whose requests the agent takes; nil: none, and the
+	// agent asks nobody.
+	TasksFrom *TasksFrom `yaml:"tasks-from"`
+}
+
+// TasksFrom says whose requests are taken, and what they may be.
+type TasksFrom struct {
+	Store    string    `yaml:"store"`    // the catalog's
+	Instance string    `yaml:"instance"` // whose requests; "": metadata's instance-id
+	Metadata string    `yaml:"metadata"` // URL of the metadata service, default http://169.254.169.254
+	Interval task.Span `yaml:"interval"` // between two looks, a fifth more or less; default 30s
+	Signers  string    `yaml:"signers"`  // the allowed_signers file with the catalog's server; default the machine's own
+
+	Accounts    []string `yaml:"accounts"`     // who may ask; default whomever the server lets
+	BundleTo    []string `yaml:"bundle-to"`    // patterns of BUCKET/PREFIX; default none
+	CreateImage bool     `yaml:"create-image"` // default false
+
+	Volume     string   `yaml:"volume"`     // what is captured, default /
+	Exclude    []string `yaml:"exclude"`    // and what of it is not
+	Recipients []string `yaml:"recipients"` // who can open images, beside this machine; default config.yaml's
+	NoKernel   bool     `yaml:"no-kernel"`  // images without kernel and initrd
+}
+
+// Rules are what requests may be.
+func (f *TasksFrom) Rules() orders.Rules {
+	return orders.Rules{
+		Accounts: f.Accounts, BundleTo: f.BundleTo, CreateImage: f.CreateImage,
+		Store: f.Store, Volume: f.Volume, Exclude: f.Exclude, Recipients: f.Recipients, NoKernel: f.NoKernel,
+	}
+}
+
+func (f *TasksFrom) check() error {
+	rules := f.Rules()
+	switch every := time.Duration(f.Interval); {
+	case f.Store == "":
+		return errors.New("store: give the catalog's, as s3://images/fleet")
+	case every != 0 && (every < orders.MinInterval || every > orders.MaxInterval):
+		return fmt.Errorf("interval: %s to %s", orders.MinInterval, orders.MaxInterval)
+	case f.Instance != "" && !tasks.ValidInstance(f.Instance):
+		return fmt.Errorf("instance: %q is no instance's id", f.Instance)
+	case f.Instance != "" && f.Metadata != "":
+		return errors.New("instance and metadata: give one of them")
+	case f.Signers != "" && !filepath.IsAbs(f.Signers):
+		return fmt.Errorf("signers %q: give an absolute path", f.Signers)
+	}
+	if err := rules.Check(); err != nil {
+		return err
+	}
+	// What is captured, and for whom, is held to what any request is.
+	r := task.Request{Kind: task.CreateImage, Name: "i", Store: f.Store, Volume: f.Volume, Exclude: f.Exclude, Recipients: f.Recipients}
+	return r.Check()
 }
 
 // Hooks say where hooks are and how long one may take.
@@ -132,6 +185,11 @@ func (s *Settings) check() error {
 	}
 	if s.Notices.Interval != 0 && s.Notices.Interval < task.Span(time.Second) {
 		return errors.New("notices: interval: at least 1s")
+	}
+	if s.TasksFrom != nil {
+		if err := s.TasksFrom.check(); err != nil {
+			return fmt.Errorf("tasks-from: %w", err)
+		}
 	}
 	if s.MetricsListen != "" {
 		host, _, err := net.SplitHostPort(s.MetricsListen)

@@ -22,6 +22,7 @@ quiesce: {stop: [a.service], freeze: [b.service], filesystems: [/srv], limit: 90
 secret-key-file: /etc/instar/secret
 secret-key-encrypted: true
 metrics-listen: 127.0.0.1:9256
+tasks-from: {store: s3://images/fleet, metadata: 'http://[fd00:ec2::254]', interval: 1m, signers: /etc/instar/catalog, accounts: ['111122223333'], bundle-to: [images/web-*], create-image: true, volume: /srv, exclude: [/srv/x], recipients: [age1x], no-kernel: true}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -35,6 +36,12 @@ metrics-listen: 127.0.0.1:9256
 	if q := s.Quiesce; q == nil || q.Stop[0] != "a.service" || q.Freeze[0] != "b.service" || q.Filesystems[0] != "/srv" || time.Duration(q.Limit) != 90*time.Second {
 		t.Errorf("%+v", s.Quiesce)
 	}
+	if f := s.TasksFrom; f == nil || f.Store != "s3://images/fleet" || f.Metadata == "" || time.Duration(f.Interval) != time.Minute || f.Signers != "/etc/instar/catalog" {
+		t.Errorf("%+v", f)
+	} else if r := f.Rules(); r.Accounts[0] != "111122223333" || r.BundleTo[0] != "images/web-*" || !r.CreateImage || r.Store != f.Store || r.Volume != "/srv" ||
+		r.Exclude[0] != "/srv/x" || r.Recipients[0] != "age1x" || !r.NoKernel {
+		t.Errorf("%+v", r)
+	}
 	for _, empty := range []string{"", "# nothing\n", "---\n"} {
 		if _, err := settings.Parse([]byte(empty)); err != nil {
 			t.Errorf("%q: %v", empty, err)
@@ -44,16 +51,25 @@ metrics-listen: 127.0.0.1:9256
 
 func TestMistakes(t *testing.T) {
 	for text, want := range map[string]string{
-		"admin_group: x":                         "admin_group",
-		"running: 65":                            "running",
-		"limits: {cpu-weight: 0.5}":              "0.5",
-		"limits: {io-weight: 20000}":             "io-weight",
-		"quiesce: {stop: [app]}":                 "no name of a unit",
-		"quiesce: {limit: often}":                "often",
-		"secret-key-file: secret":                "absolute",
-		"secret-key-encrypted: true":             "secret-key-file",
-		"metrics-listen: 0.0.0.0:9256":           "loopback",
-		"metrics-listen: 127.0.0.1":              "loopback",
+		"admin_group: x":                                               "admin_group",
+		"running: 65":                                                  "running",
+		"limits: {cpu-weight: 0.5}":                                    "0.5",
+		"limits: {io-weight: 20000}":                                   "io-weight",
+		"quiesce: {stop: [app]}":                                       "no name of a unit",
+		"quiesce: {limit: often}":                                      "often",
+		"secret-key-file: secret":                                      "absolute",
+		"secret-key-encrypted: true":                                   "secret-key-file",
+		"metrics-listen: 0.0.0.0:9256":                                 "loopback",
+		"metrics-listen: 127.0.0.1":                                    "loopback",
+		"tasks-from: {create-image: true}":                             "store",
+		"tasks-from: {store: b/p}":                                     "allows nothing",
+		"tasks-from: {store: b/p, create-image: true, interval: 1ms}":  "interval",
+		"tasks-from: {store: b/p, create-image: true, instance: ../x}": "no instance",
+		"tasks-from: {store: b/p, create-image: true, instance: i-1, metadata: 'x:'}": "one of them",
+		"tasks-from: {store: b/p, create-image: true, signers: x}":                    "absolute",
+		"tasks-from: {store: b/p, create-image: true, volume: x}":                     "absolute",
+		"tasks-from: {store: b/p, create-image: true, accounts: [me]}":                "12 digits",
+		"tasks-from: {store: b/p, bundle-to: [images]}":                               "BUCKET/PREFIX",
 		"- a list":                               "",
 		"running: 1\nrunning: 2":                 "running",
 		"limits: &a {cpu-weight: 5}\nkeep: *a\n": "",

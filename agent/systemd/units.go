@@ -95,14 +95,7 @@ func (u *Units) properties(j task.Job) []Property {
 	if !l.Foreground {
 		p = append(p, Prop("CPUSchedulingPolicy", int32(unix.SCHED_IDLE)), Prop("IOSchedulingClass", int32(3)), Prop("Nice", int32(19)))
 	}
-	if u.SecretKeyFile != "" {
-		name := "LoadCredential"
-		if u.Encrypted {
-			name = "LoadCredentialEncrypted"
-		}
-		p = append(p, Prop(name, []struct{ Name, Path string }{{SecretCredential, u.SecretKeyFile}}))
-	}
-	return p
+	return append(p, u.credential()...)
 }
 
 // Stop asks a worker to end.

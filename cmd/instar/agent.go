@@ -33,7 +33,7 @@ docs/agent.md describes it.`),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newAgentRun(a), newAgentCtl(a), newAgentInstall(a), newAgentUninstall(a), newAgentBoot(a), newAgentSchedule(a), newAgentNotices(a),
-		newAgentWork(a), newAgentGuard(a), newAgentHooks(a))
+		newAgentWork(a), newAgentGuard(a), newAgentHooks(a), newAgentOrders(a))
 	return cmd
 }
 

@@ -37,6 +37,9 @@ plain child. Captures go on when the agent is stopped or killed, and the next
 agent takes up where they are. One that was cut short, by a kill or the
 machine's end, is begun again: what it has stored is used.
 
+With tasks-from in agent.yaml it takes BundleInstance and CreateImage requests
+of a catalog too, as far as the settings allow; without, it asks nobody.
+
 Under systemd it tells readiness, what it does and that it is alive, and takes
 the socket that systemd hands over. docs/agent.md describes /etc/instar/agent.yaml,
 the requests and the units.`, `
@@ -125,6 +128,7 @@ func runAgent(ctx context.Context, a *app, o *agentRunOptions) (err error) {
 	group.Go(func() error { return tellStatus(ctx, m, notify) })
 	group.Go(func() error { return watched.run(ctx) })
 	group.Go(func() error { return watched.listen(ctx, set.MetricsListen) })
+	group.Go(func() error { return a.runOrders(ctx, o, set, path, lns[0].Addr().String(), launcher, log) })
 	notify.Ready(summary(m.List()))
 	log.Info().Str("socket", lns[0].Addr().String()).Str("state", o.state).Msg("taking requests")
 	err = group.Wait()

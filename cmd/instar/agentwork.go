@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -332,14 +331,7 @@ func (w *worker) where() []string {
 	opt("config", w.a.configFile)
 	opt("url", r.Endpoint)
 	opt("region", r.Region)
-	secret := w.o.secretKeyFile
-	if d := w.a.getenv("CREDENTIALS_DIRECTORY"); d != "" && secret == "" {
-		file := filepath.Join(d, systemd.SecretCredential)
-		if isFile(file, "credential") == nil {
-			secret = file
-		}
-	}
-	opt("secret-key-file", secret)
+	opt("secret-key-file", w.a.credentialFile(w.o.secretKeyFile))
 	store := r.Store
 	if store == "" {
 		store = w.a.conf.Get("store").Text

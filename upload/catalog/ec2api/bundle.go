@@ -100,15 +100,16 @@ func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance
 	case !c.account.uses(bucket):
 		return nil, refuse(catalog.CodeAuthFailure, "Not authorized for images: the account may not have bundles put into the bucket %.100q", bucket)
 	}
-	if err := s.checkPolicy(c, to.AWSAccessKeyID, to.UploadPolicy, to.UploadPolicySignature, [2]string{bucket, to.Bucket}, [2]string{prefix, to.Prefix}); err != nil {
+	end, err := s.checkPolicy(c, to.AWSAccessKeyID, to.UploadPolicy, to.UploadPolicySignature, [2]string{bucket, to.Bucket}, [2]string{prefix, to.Prefix})
+	if err != nil {
 		return nil, err
 	}
-	all, err := s.o.Tasks.List(ctx, in.InstanceID)
+	all, err := s.tasksOf(ctx, in.InstanceID)
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range all {
-		if t.Kind == tasks.BundleInstance && !t.State.Ended() && s.o.Now().Before(t.Expires) {
+		if t.Kind == tasks.BundleInstance && !t.State.Ended() {
 			if t.Account != c.account.id {
 				return nil, refuse(codeBundling, "Instance '%s' is already being bundled", in.InstanceID)
 			}
@@ -118,7 +119,7 @@ func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance
 	if in.DryRun {
 		return nil, catalog.DryRun(nil)
 	}
-	t, err := s.o.Tasks.Submit(ctx, tasks.Request{Kind: tasks.BundleInstance, Instance: in.InstanceID, Account: c.account.id, Bucket: bucket, Prefix: prefix})
+	t, err := s.o.Tasks.Submit(ctx, tasks.Request{Kind: tasks.BundleInstance, Instance: in.InstanceID, Account: c.account.id, Bucket: bucket, Prefix: prefix, Expires: end.UTC()})
 	if errors.Is(err, tasks.ErrRequest) {
 		return nil, refuse(catalog.CodeParameterValue, "%v", err)
 	} else if err != nil {
@@ -132,26 +133,27 @@ func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance
 // gives it nothing; what it forbids is held to, so that nothing is stored that
 // its maker did not mean. Its signature is made with SHA-1 and is not checked:
 // the request's own signature says who asks. bucket and prefix are as they are
-// used and as the request has them, with a folder behind the bucket.
-func (s *Server) checkPolicy(c *call, key string, policy []byte, signature string, bucket, prefix [2]string) error {
+// used and as the request has them, with a folder behind the bucket. end is when
+// the policy expires; zero if there is none.
+func (s *Server) checkPolicy(c *call, key string, policy []byte, signature string, bucket, prefix [2]string) (end time.Time, err error) {
 	if owner, ok := c.accounts.keys[key]; key != "" && (!ok || owner.account != c.account) {
-		return refuse(catalog.CodeAuthFailure, "The upload policy's access key is none of the account's")
+		return end, refuse(catalog.CodeAuthFailure, "The upload policy's access key is none of the account's")
 	}
 	if len(policy) == 0 {
 		if signature != "" {
-			return refuse(catalog.CodeCombination, "UploadPolicySignature is for an UploadPolicy")
+			return end, refuse(catalog.CodeCombination, "UploadPolicySignature is for an UploadPolicy")
 		}
-		return nil
+		return end, nil
 	}
 	var p struct {
 		Expiration time.Time         `json:"expiration"`
 		Conditions []json.RawMessage `json:"conditions"`
 	}
 	if err := json.Unmarshal(policy, &p); err != nil {
-		return refuse(catalog.CodeParameterValue, "The upload policy is no JSON of a policy: %v", err)
+		return end, refuse(catalog.CodeParameterValue, "The upload policy is no JSON of a policy: %v", err)
 	}
 	if !s.o.Now().Before(p.Expiration) {
-		return refuse(catalog.CodeParameterValue, "The upload policy expired at %s", timestamp(p.Expiration))
+		return end, refuse(catalog.CodeParameterValue, "The upload policy expired at %s", timestamp(p.Expiration))
 	}
 	for _, raw := range p.Conditions {
 		var equal map[string]string
@@ -160,16 +162,16 @@ func (s *Server) checkPolicy(c *call, key string, policy []byte, signature strin
 		case json.Unmarshal(raw, &equal) == nil:
 			for name, is := range equal {
 				if strings.TrimPrefix(name, "$") == "bucket" && !slices.Contains(bucket[:], is) {
-					return refuse(catalog.CodeAuthFailure, "The upload policy is for the bucket %.100q", is)
+					return end, refuse(catalog.CodeAuthFailure, "The upload policy is for the bucket %.100q", is)
 				}
 			}
 		case json.Unmarshal(raw, &words) == nil && len(words) == 3:
 			if words[1] == "$key" && words[0] == "starts-with" && !strings.HasPrefix(prefix[0], words[2]) && !strings.HasPrefix(prefix[1], words[2]) {
-				return refuse(catalog.CodeAuthFailure, "The upload policy is for keys that begin with %.100q", words[2])
+				return end, refuse(catalog.CodeAuthFailure, "The upload policy is for keys that begin with %.100q", words[2])
 			}
 		}
 	}
-	return nil
+	return p.Expiration, nil
 }
 
 type describeBundleTasks struct {
@@ -183,12 +185,28 @@ type describeBundleTasksReply struct {
 	BundleInstanceTasksSet items[bundleTaskItem] `xml:"bundleInstanceTasksSet"`
 }
 
+// tasksOf are the tasks of an instance, of all if it is "", as they stand: those
+// that nobody will bring to their end have ended.
+func (s *Server) tasksOf(ctx context.Context, instance string) ([]tasks.Task, error) {
+	all, err := s.o.Tasks.List(ctx, instance)
+	if err != nil {
+		return nil, err
+	}
+	for i, t := range all {
+		// That what is known cannot be written down is no reason to withhold it.
+		if all[i], err = s.o.Tasks.Lapse(ctx, t); err != nil && ctx.Err() != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
 // bundleTasks are the bundle tasks of an account.
 func (s *Server) bundleTasks(ctx context.Context, account string) ([]tasks.Task, error) {
 	if s.o.Tasks == nil {
 		return nil, nil
 	}
-	all, err := s.o.Tasks.List(ctx, "")
+	all, err := s.tasksOf(ctx, "")
 	if err != nil {
 		return nil, err
 	}

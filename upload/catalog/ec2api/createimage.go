@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/instar-image/instar/upload/catalog"
 	"github.com/instar-image/instar/upload/catalog/tasks"
@@ -37,13 +36,13 @@ func (s *Server) createImage(ctx context.Context, c *call, in *createImage) (rep
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.o.Tasks.List(ctx, in.InstanceID)
+	all, err := s.tasksOf(ctx, in.InstanceID)
 	if err != nil {
 		return nil, err
 	}
-	now, unfinished := s.o.Now(), 0
+	unfinished := 0
 	for _, t := range all {
-		if t.State == tasks.Pending && now.Before(t.Expires) || t.State != tasks.Pending && !t.State.Ended() && now.Sub(t.Updated) <= stalled {
+		if !t.State.Ended() {
 			unfinished++
 		}
 	}
@@ -74,9 +73,6 @@ const maxUnfinished = 16
 
 // settler is who changes records that agents have made true.
 const settler = "instar catalog serve"
-
-// stalled is how long an agent may say nothing of a task it took.
-const stalled = 24 * time.Hour
 
 // settle finds out what became of pending images that agents make, and says so
 // in the catalog: those of one account, or of all if it is "".
@@ -109,7 +105,7 @@ func (s *Server) settle(ctx context.Context, account string) error {
 		}
 		all, asked := known[m.SourceInstance]
 		if !asked {
-			all, err = s.o.Tasks.List(ctx, m.SourceInstance)
+			all, err = s.tasksOf(ctx, m.SourceInstance)
 			if err != nil {
 				wrong = append(wrong, fmt.Errorf("image %s: %w", m.ID, err))
 				continue
@@ -124,14 +120,50 @@ func (s *Server) settle(ctx context.Context, account string) error {
 }
 
 // Settle is for whoever calls it now and then, so that images become available
-// even if nobody asks for them; and it forgets old tasks.
+// even if nobody asks for them; it ends tasks that have lapsed, has those cancelled
+// whose image is gone, and forgets old ones.
 func (s *Server) Settle(ctx context.Context) error {
 	if s.o.Tasks == nil || s.o.ReadOnly {
 		return nil
 	}
 	err := s.settle(ctx, "")
+	all, lerr := s.tasksOf(ctx, "")
+	if lerr == nil {
+		lerr = s.withdraw(ctx, all)
+	}
 	_, ferr := s.o.Tasks.Forget(ctx)
-	return errors.Join(err, ferr)
+	return errors.Join(err, lerr, ferr)
+}
+
+// withdraw has the tasks cancelled whose image was deregistered meanwhile: what
+// their agents make would be nobody's.
+func (s *Server) withdraw(ctx context.Context, all []tasks.Task) error {
+	all = slices.DeleteFunc(all, func(t tasks.Task) bool {
+		return t.Kind != tasks.CreateImage || t.State.Ended() || t.State == tasks.Cancelling
+	})
+	if len(all) == 0 {
+		return nil
+	}
+	var gone []tasks.Task
+	err := s.o.Catalog.Read(ctx, func(v *catalog.View) error {
+		gone = nil
+		for _, t := range all {
+			m, err := v.Image(ctx, t.ImageID)
+			if err != nil {
+				return err
+			}
+			if m == nil || m.State != catalog.Pending {
+				gone = append(gone, t)
+			}
+		}
+		return nil
+	})
+	for _, t := range gone {
+		if _, cerr := s.o.Tasks.Cancel(ctx, t); cerr != nil && !errors.Is(cerr, tasks.ErrEnded) {
+			err = errors.Join(err, cerr)
+		}
+	}
+	return err
 }
 
 func (s *Server) settleOne(ctx context.Context, m *catalog.Image, all []tasks.Task) error {
@@ -162,17 +194,16 @@ func (s *Server) settleOne(ctx context.Context, m *catalog.Image, all []tasks.Ta
 		}
 		return err
 	case t.State == tasks.Failed:
-		code := strings.TrimPrefix(t.Code, "Server.")
-		if code == "" {
-			code = "InternalError"
+		code := t.Code
+		switch {
+		case code == "":
+			code = "Server.InternalError"
+		case !strings.HasPrefix(code, "Server.") && !strings.HasPrefix(code, "Client."):
+			code = "Server." + code
 		}
-		return fail("Server."+code, "%s", t.Message)
+		return fail(code, "%s", t.Message)
 	case t.State == tasks.Cancelled:
 		return fail("Client.Cancelled", "the task was cancelled")
-	case t.State == tasks.Pending && !now.Before(t.Expires):
-		return fail("Client.InstanceUnreachable", "no agent of the instance took the task within %s", tasks.Lifetime)
-	case t.State != tasks.Pending && now.Sub(t.Updated) > stalled:
-		return fail("Server.InternalError", "the instance's agent said nothing for %s", stalled)
 	}
 	return nil
 }

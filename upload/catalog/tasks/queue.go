@@ -2,7 +2,6 @@ package tasks
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -45,13 +44,17 @@ func Open(o Options) *Queue {
 const Lifetime = 24 * time.Hour
 
 // Submit stores a request and returns the task, which is pending. It sets
-// Version, ID, Created and Expires.
+// Version, ID, Created and Expires, which an earlier one of the request's own
+// stays.
 func (q *Queue) Submit(ctx context.Context, r Request) (Task, error) {
 	if q.o.Signer == nil {
 		return Task{}, errors.New("submitting a task: no key to sign it with")
 	}
 	now := q.o.Now().UTC().Truncate(time.Millisecond)
-	r.Version, r.ID, r.Created, r.Expires = 1, newID(r.Kind), now, now.Add(Lifetime)
+	r.Version, r.ID, r.Created = 1, newID(r.Kind), now
+	if end := now.Add(Lifetime); r.Expires.IsZero() || end.Before(r.Expires) {
+		r.Expires = end
+	}
 	if err := r.check(); err != nil {
 		return Task{}, fmt.Errorf("submitting a task: %w", err)
 	}
@@ -214,9 +217,7 @@ func (q *Queue) list(ctx context.Context, instance string) (out, broken []Task, 
 		}
 		out = append(out, t)
 	}
-	slices.SortFunc(out, func(a, b Task) int {
-		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(out, byAge)
 	return out, broken, nil
 }
 

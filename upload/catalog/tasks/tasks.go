@@ -21,7 +21,15 @@
 // Whoever may write the bucket can forge a status, which is believed for what
 // is shown and nothing else: an image becomes available when its own signature
 // is good. A request he can neither make nor change. He can put an old one back:
-// requests expire, and an agent remembers those it ran.
+// requests expire, and an agent remembers those it ran. He can withhold requests,
+// and stop what an agent does by a status that is not the agent's: what is in the
+// store he could delete as well.
+//
+// An agent that took a task is its only one, for good: it is told apart by what it
+// writes as Status.Agent, which no other writes. It says how the task goes at least
+// every [Beat]; a task whose agent says nothing for [Silence] is ended by the
+// catalog's servers ([Queue.Lapse]). Expiry and silence are by the clocks of agents
+// and servers, which S3's signatures hold to a quarter of an hour.
 package tasks
 
 import (
@@ -104,14 +112,15 @@ func (s State) known() bool {
 type Status struct {
 	State    State     `json:"state"`
 	Progress int       `json:"progress"`          // percent, 0 to 100
-	Agent    string    `json:"agent,omitempty"`   // who took it
+	Agent    string    `json:"agent,omitempty"`   // who took it: a text that nobody else uses, nor for another task
 	Started  time.Time `json:"started,omitzero"`  // when it was taken
 	Updated  time.Time `json:"updated"`           // when this was written
 	Code     string    `json:"code,omitempty"`    // of a task that failed, one word
 	Message  string    `json:"message,omitempty"` // why, for people
 
 	// Of a complete task: the bundle's manifest as BUCKET/KEY, or the image's
-	// name in the store; and the SHA-256 of the manifest, in hex.
+	// version in the store as NAME@DIGEST; and of an image that digest, the
+	// SHA-256 of its manifest in hex.
 	Manifest string `json:"manifest,omitempty"`
 	Digest   string `json:"digest,omitempty"`
 }
@@ -122,6 +131,19 @@ type Task struct {
 	Status
 	etag string // of the status
 }
+
+// How often an agent says something of a task it took, at least, and after how
+// long a silence the task is given up.
+const (
+	Beat    = 5 * time.Minute
+	Silence = time.Hour
+)
+
+// Codes of tasks that [Queue.Lapse] ended.
+const (
+	CodeUnreachable = "Client.InstanceUnreachable" // no agent took it in time
+	CodeSilent      = "Server.AgentSilent"         // one did, and was not heard of again
+)
 
 // Errors that a caller may branch on.
 var (
@@ -137,7 +159,7 @@ var (
 const (
 	maxObject  = 64 << 10
 	maxText    = 1024 // of a message or description
-	maxWaiting = 1000 // tasks of an instance
+	maxWaiting = 1000 // tasks of an instance that are looked at
 )
 
 var (
