@@ -19,10 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// syncAlone is how many bytes, and more, are made durable before the lock of all
-// writers is taken: under it, only the file's time is left to be.
-const syncAlone = 1 << 20
-
 // tempPrefix begins the names of files being written.
 const tempPrefix = ".instar-tmp-"
 
@@ -179,10 +175,14 @@ func (d *dirStore) put(ctx context.Context, op, key string, r io.Reader, size in
 	if err := f.Chmod(0o644); err != nil {
 		return Object{}, d.err(op, key, err)
 	}
-	if n > syncAlone {
-		if err := f.Sync(); err != nil {
-			return Object{}, d.err(op, key, err)
-		}
+	// What takes long is done before the lock of all writers is taken, and after
+	// it: those that wait then let the filesystem commit many files at a time.
+	dated := time.Now()
+	if err := setTime(f, dated); err != nil {
+		return Object{}, d.err(op, key, err)
+	}
+	if err := f.Sync(); err != nil {
+		return Object{}, d.err(op, key, err)
 	}
 	var obj Object
 	err = d.changing(func() error {
@@ -202,16 +202,13 @@ func (d *dirStore) put(ctx context.Context, op, key string, r io.Reader, size in
 		}
 		// An explicit time, later than the old one's, makes ETags differ
 		// where the filesystem's own clock ticks too slowly.
-		now := time.Now()
-		if exists && !now.After(old.ModTime()) {
-			now = old.ModTime().Add(time.Microsecond)
-		}
-		ts := unix.NsecToTimeval(now.UnixNano())
-		if err := unix.Futimes(int(f.Fd()), []unix.Timeval{ts, ts}); err != nil {
-			return fmt.Errorf("setting the time: %w", err)
-		}
-		if err := f.Sync(); err != nil {
-			return err
+		if exists && !dated.After(old.ModTime()) {
+			if err := setTime(f, old.ModTime().Add(time.Microsecond)); err != nil {
+				return err
+			}
+			if err := f.Sync(); err != nil {
+				return err
+			}
 		}
 		fi, err := f.Stat()
 		if err != nil {
@@ -226,12 +223,23 @@ func (d *dirStore) put(ctx context.Context, op, key string, r io.Reader, size in
 		}
 		renamed = true
 		obj = Object{Key: key, Size: n, ETag: dirETag(fi), MD5: got, SHA256: o.SHA256, Modified: fi.ModTime()}
-		return d.syncDir(dir)
+		return nil
 	})
+	if err == nil {
+		err = d.syncDir(dir)
+	}
 	if err != nil {
 		return Object{}, d.err(op, key, err)
 	}
 	return obj, nil
+}
+
+func setTime(f *os.File, t time.Time) error {
+	ts := unix.NsecToTimeval(t.UnixNano())
+	if err := unix.Futimes(int(f.Fd()), []unix.Timeval{ts, ts}); err != nil {
+		return fmt.Errorf("setting the time: %w", err)
+	}
+	return nil
 }
 
 // linkNew gives temp its final name if nothing has it, even against writers

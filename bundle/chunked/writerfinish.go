@@ -82,7 +82,7 @@ func (w *Writer) finish(ctx context.Context) (*Result, error) {
 
 // storeAll stores segments, a few at a time.
 func (w *Writer) storeAll(ctx context.Context, list []*segmentBuild) error {
-	limit := make(chan struct{}, 4)
+	limit := make(chan struct{}, 8)
 	var all sync.WaitGroup
 	for _, b := range list {
 		limit <- struct{}{}
