@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/bundle/ec2"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // Destination takes a bundle's parts and manifest. Prepare comes first, once,
@@ -125,7 +126,7 @@ func (d *Dir) Commit(_ context.Context, m *ec2.Manifest, doc []byte) (string, er
 	if err := writeSynced(filepath.Join(d.work, name), doc); err != nil {
 		return "", err
 	}
-	if err := syncDir(d.work); err != nil {
+	if err := durable.SyncDir(d.work); err != nil {
 		return "", err
 	}
 	if err := os.Remove(final); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -147,7 +148,7 @@ func (d *Dir) Commit(_ context.Context, m *ec2.Manifest, doc []byte) (string, er
 			return "", fmt.Errorf("removing a part of an earlier bundle: %w", err)
 		}
 	}
-	if err := syncDir(d.Path); err != nil {
+	if err := durable.SyncDir(d.Path); err != nil {
 		return "", err
 	}
 	if err := os.Rename(filepath.Join(d.work, name), final); err != nil {
@@ -157,7 +158,7 @@ func (d *Dir) Commit(_ context.Context, m *ec2.Manifest, doc []byte) (string, er
 		return "", fmt.Errorf("removing the directory the bundle was made in: %w", err)
 	}
 	d.unlock()
-	return final, syncDir(d.Path)
+	return final, durable.SyncDir(d.Path)
 }
 
 // Abort removes everything.
@@ -210,14 +211,6 @@ func writeSynced(path string, data []byte) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Both puts one bundle into two places.

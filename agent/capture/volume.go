@@ -20,6 +20,7 @@ import (
 	"github.com/instar-image/instar/bundle/filetree"
 	"github.com/instar-image/instar/bundle/rootfs"
 	"github.com/instar-image/instar/bundle/sparse"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // ErrOption is wrapped by errors about options that cannot be fulfilled.
@@ -274,38 +275,22 @@ func (v *Volume) Close() error {
 // WriteImage writes an image to a new file, holes as holes. It appears under
 // its name when it is complete and on disk; until then, and for good after an
 // error, nothing does.
-func WriteImage(ctx context.Context, img ec2.Image, path string, r Reporter) (err error) {
+func WriteImage(ctx context.Context, img ec2.Image, path string, r Reporter) error {
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("%s: %w", path, os.ErrExist)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".partial-")
-	if err != nil {
-		return fmt.Errorf("making the image's file: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
 	r.Phase("writing "+path, img.Map.Bytes())
-	out := &mapWriter{w: sparse.NewWriter(f), m: img.Map, size: img.Size}
-	err = img.Write(ctx, counter{out, r})
-	if err == nil {
-		err = out.finish()
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	err := durable.Fill(path, 0o600, func(f *os.File) error {
+		out := &mapWriter{w: sparse.NewWriter(f), m: img.Map, size: img.Size}
+		if err := img.Write(ctx, counter{out, r}); err != nil {
+			return err
+		}
+		return out.finish()
+	})
+	if err != nil {
 		return fmt.Errorf("writing the image %s: %w", path, err)
 	}
-	if err := os.Chmod(f.Name(), 0o600); err != nil {
-		return fmt.Errorf("writing the image: %w", err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("giving the image its name: %w", err)
-	}
-	return syncDir(filepath.Dir(path))
+	return nil
 }
 
 // mapWriter puts the bytes of a map's extents where they belong.

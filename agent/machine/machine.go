@@ -17,13 +17,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 	"lukechampine.com/blake3"
 
 	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // Names of the files in [Options.Dir].
@@ -99,7 +99,7 @@ func (m *Machine) Identities() ([]*keys.Identity, error) {
 			if err != nil {
 				return err
 			}
-			err = writeNew(file+".pub", []byte(id.Recipient().String()+"\n"))
+			err = durable.Create(file+".pub", 0o644, []byte(id.Recipient().String()+"\n"))
 			if errors.Is(err, fs.ErrExist) {
 				return nil
 			}
@@ -179,7 +179,7 @@ func (m *Machine) Signers(signer keys.Signer) (*keys.AllowedSigners, error) {
 			if signer == nil {
 				return fmt.Errorf("%s: %w", file, fs.ErrNotExist)
 			}
-			return writeNew(file, fmt.Appendf(nil, "# Whose images this machine accepts: see ALLOWED SIGNERS in ssh-keygen(1).\n"+
+			return durable.Create(file, 0o644, fmt.Appendf(nil, "# Whose images this machine accepts: see ALLOWED SIGNERS in ssh-keygen(1).\n"+
 				"# The first word is an image's name, or a pattern of names.\n%s\n", SignersLine(signer.Public(), m.o.Comment)))
 		})
 		if err != nil {
@@ -231,33 +231,4 @@ func (m *Machine) place(file string, write func() error) error {
 	}
 	m.made = append(m.made, file)
 	return nil
-}
-
-// writeNew writes a public file that appears whole and on disk; it is
-// fs.ErrExist if there is one.
-func writeNew(file string, data []byte) (err error) {
-	dir, base := filepath.Split(file)
-	f, err := os.CreateTemp(dir, "."+base+".*")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(f.Name(), file); err != nil { // unlike a rename it replaces nothing
-		return err
-	}
-	d, err := os.Open(strings.TrimSuffix(dir, "/") + "/.")
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/instar-image/instar/bundle/qcow2"
 	"github.com/instar-image/instar/bundle/sparse"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // Disk is what is restored.
@@ -88,12 +89,7 @@ func publish(f *os.File, from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return fmt.Errorf("naming the restored file: %w", err)
 	}
-	dir, err := os.Open(filepath.Dir(to))
-	if err != nil {
-		return fmt.Errorf("writing the directory of %s to disk: %w", to, err)
-	}
-	defer dir.Close()
-	if err := dir.Sync(); err != nil {
+	if err := durable.SyncDir(filepath.Dir(to)); err != nil {
 		return fmt.Errorf("writing the directory of %s to disk: %w", to, err)
 	}
 	return nil
@@ -101,29 +97,22 @@ func publish(f *os.File, from, to string) error {
 
 // ToQCOW2 writes the disk to a new qcow2 file, what is zero left out. It
 // appears under its name when it is complete; after an error nothing is left.
-func ToQCOW2(ctx context.Context, d Disk, path string, report func(bytes int64)) (err error) {
+func ToQCOW2(ctx context.Context, d Disk, path string, report func(bytes int64)) error {
 	m, err := d.Map(ctx)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".instar-part-")
-	if err != nil {
-		return fmt.Errorf("making %s: %w", path, err)
-	}
-	defer f.Close()
-	defer func() {
+	err = durable.Fill(path, 0o600, func(f *os.File) error {
+		w, err := qcow2.NewWriter(f, d.Size(), m)
 		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
+			return err
 		}
-	}()
-	w, err := qcow2.NewWriter(f, d.Size(), m)
+		return d.Copy(ctx, w, nil, report)
+	})
 	if err != nil {
-		return err
-	}
-	if err := d.Copy(ctx, w, nil, report); err != nil {
 		return fmt.Errorf("restoring to %s: %w", path, err)
 	}
-	return publish(f, f.Name(), path)
+	return nil
 }
 
 // ToDevice writes the disk over a block device (or an existing file) from its

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // UnitFile is a file for systemd.
@@ -149,7 +151,7 @@ func InstallFiles(root string, units []UnitFile) error {
 	}
 	for _, u := range units {
 		path := filepath.Join(dir, u.Name)
-		if err := writeUnit(path, mark+u.Text); err != nil {
+		if err := durable.Replace(path, 0o644, []byte(mark+u.Text)); err != nil {
 			return fmt.Errorf("installing %s: %w", u.Name, err)
 		}
 		if !u.Enable {
@@ -164,12 +166,12 @@ func InstallFiles(root string, units []UnitFile) error {
 			if err := os.Symlink(filepath.Join(UnitDir, u.Name), link); err != nil && !errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("enabling %s: %w", u.Name, err)
 			}
-			if err := syncPath(wants); err != nil {
+			if err := durable.SyncDir(wants); err != nil {
 				return fmt.Errorf("enabling %s: %w", u.Name, err)
 			}
 		}
 	}
-	return syncPath(dir)
+	return durable.SyncDir(dir)
 }
 
 // Installed are the names of the units below a root directory that [InstallFiles]
@@ -210,7 +212,7 @@ func RemoveFiles(root string, names []string) error {
 			_ = os.Remove(filepath.Dir(l)) // unless others are wanted there
 		}
 	}
-	return errors.Join(append(errs, syncPath(dir))...)
+	return errors.Join(append(errs, durable.SyncDir(dir))...)
 }
 
 // written reports whether a file may be replaced: it is not there, or ours.
@@ -235,36 +237,4 @@ func wantedBy(text string) []string {
 		}
 	}
 	return targets
-}
-
-// writeUnit makes a unit file appear whole, on disk.
-func writeUnit(path, text string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".instar-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.WriteString(text)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
-
-func syncPath(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

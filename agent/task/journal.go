@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // Files of a task in the directory of an agent's tasks, each named by the task's ID.
@@ -50,7 +52,7 @@ func OpenDir(path string) (Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return "", fmt.Errorf("making the tasks' directory: %w", err)
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
 		return "", err
 	}
 	return Dir(path), nil
@@ -68,7 +70,7 @@ func (d Dir) Tidy() error {
 		return fmt.Errorf("reading the tasks' directory: %w", err)
 	}
 	for _, n := range names {
-		if !strings.HasPrefix(n.Name(), ".new-") {
+		if !strings.HasPrefix(n.Name(), durable.Temp) {
 			continue
 		}
 		st, err := n.Info()
@@ -89,7 +91,7 @@ func (d Dir) Log(id string) string { return d.path(id, logSuffix) }
 
 // Save writes a task; when it returns without an error, the task is on disk.
 func (d Dir) Save(t *Task) error {
-	if err := d.write(d.path(t.ID, taskSuffix), encode(t)); err != nil {
+	if err := durable.Replace(d.path(t.ID, taskSuffix), 0o600, encode(t)); err != nil {
 		return fmt.Errorf("keeping task %s: %w", t.ID, err)
 	}
 	return nil
@@ -152,7 +154,7 @@ func (d Dir) Remove(id string) error {
 			return fmt.Errorf("forgetting task %s: %w", id, err)
 		}
 	}
-	return syncDir(string(d))
+	return durable.SyncDir(string(d))
 }
 
 // WorkResult is how a worker ended: exactly one of Failure and Result is set.
@@ -164,7 +166,7 @@ type WorkResult struct {
 
 // SaveResult tells how the worker ended. It is the worker's last word.
 func (d Dir) SaveResult(id string, r *WorkResult) error {
-	if err := d.write(d.path(id, resultSuffix), encode(r)); err != nil {
+	if err := durable.Replace(d.path(id, resultSuffix), 0o600, encode(r)); err != nil {
 		return fmt.Errorf("keeping the result of task %s: %w", id, err)
 	}
 	return nil
@@ -196,44 +198,7 @@ func (d Dir) clean(id string) error {
 			return fmt.Errorf("beginning task %s: %w", id, err)
 		}
 	}
-	return syncDir(string(d))
-}
-
-// write makes a file appear whole, on disk, or not at all.
-func (d Dir) write(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(string(d), ".new-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	if serr := syncDir(string(d)); serr != nil {
-		// The new name is there already, though it may not outlive a power cut:
-		// nothing is to be removed, and nothing acknowledged.
-		return fmt.Errorf("%s may not be on disk: %w", filepath.Base(path), serr)
-	}
-	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.SyncDir(string(d))
 }
 
 // readFile reads a regular file of at most limit bytes.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/instar-image/instar/agent/task"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // TestTidy: what a crash left goes, what a worker is writing stays.
@@ -16,7 +17,7 @@ func TestTidy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	young, old, other := filepath.Join(path, ".new-1"), filepath.Join(path, ".new-2"), filepath.Join(path, "bun-0123456789abcdef0.log")
+	young, old, other := filepath.Join(path, durable.Temp+"1"), filepath.Join(path, durable.Temp+"2"), filepath.Join(path, "bun-0123456789abcdef0.log")
 	then := time.Now().Add(-2 * time.Hour)
 	for _, f := range []string{young, old, other} {
 		if err := os.WriteFile(f, nil, 0o600); err != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/instar-image/instar/bundle/sparse"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // UnbundleOptions say how a bundle is opened and whose bundles are believed.
@@ -112,43 +113,11 @@ func UnbundleFile(ctx context.Context, o UnbundleOptions, m *Manifest, src PartS
 	if o.SpoolDir == "" {
 		o.SpoolDir = filepath.Dir(path)
 	}
-	return writeFile(path, func(f *os.File) error {
+	err := durable.Fill(path, 0o600, func(f *os.File) error {
 		return Unbundle(ctx, o, m, src, sparse.NewWriter(f))
 	})
-}
-
-// writeFile lets fill write a temporary file beside path and moves it there.
-func writeFile(path string, fill func(*os.File) error) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".part-*")
-	if err != nil {
-		return fmt.Errorf("creating %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	err = fill(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
 	}
 	return nil
 }

@@ -4,16 +4,14 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"filippo.io/age"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // WriteIdentity makes a machine's age identity and writes it to a new file at
@@ -32,7 +30,7 @@ func WriteIdentity(path string, now time.Time) (*Identity, error) {
 	}
 	r := i.Recipient()
 	text := fmt.Sprintf("# created: %s\n# public key: %s\n%s\n", now.UTC().Format(time.RFC3339), r, i)
-	if err := writeNew(path, []byte(text), 0o600); err != nil {
+	if err := durable.Create(path, 0o600, []byte(text)); err != nil {
 		return nil, fmt.Errorf("writing age identity: %w", err)
 	}
 	return &Identity{&Recipient{text: r.String(), to: r}, i}, nil
@@ -58,7 +56,7 @@ func WriteSigningKey(path, comment string) (Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a signing key: %w", err)
 	}
-	if err := writeNew(path, pem.EncodeToMemory(block), 0o600); err != nil {
+	if err := durable.Create(path, 0o600, pem.EncodeToMemory(block)); err != nil {
 		return nil, fmt.Errorf("writing signing key: %w", err)
 	}
 	if err := WritePublicKey(path+".pub", s.PublicKey(), comment); err != nil {
@@ -71,60 +69,8 @@ func WriteSigningKey(path, comment string) (Signer, error) {
 // and whole or not at all. What was there is replaced.
 func WritePublicKey(path string, key ssh.PublicKey, comment string) error {
 	line := strings.TrimRight(SSHKeyLine(key)+" "+comment, " ") + "\n"
-	if err := write(path, []byte(line), 0o644, os.Rename); err != nil {
+	if err := durable.Replace(path, 0o644, []byte(line)); err != nil {
 		return fmt.Errorf("writing public key: %w", err)
-	}
-	return nil
-}
-
-// writeNew never replaces a file: linking fails where renaming would not.
-func writeNew(path string, data []byte, mode fs.FileMode) error {
-	return write(path, data, mode, func(temp, path string) error {
-		if err := os.Link(temp, path); err != nil {
-			return err
-		}
-		return os.Remove(temp)
-	})
-}
-
-// write makes a file appear at path with all of data, or not at all.
-func write(path string, data []byte, mode fs.FileMode, place func(temp, path string) error) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // 0600 from the first byte
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), remove(f.Name()))
-		}
-	}()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := place(f.Name(), path); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-func remove(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
 	}
 	return nil
 }

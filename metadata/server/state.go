@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/instar-image/instar/internal/durable"
 	"github.com/instar-image/instar/metadata"
 )
 
@@ -74,36 +75,10 @@ func (s *StateDir) Update(ctx context.Context, id string, change func(*metadata.
 	if err != nil {
 		return fmt.Errorf("keeping the state of instance %s: %w", id, err)
 	}
-	if err := writeDurably(filepath.Join(s.dir, id+".json"), append(b, '\n')); err != nil {
+	if err := durable.Replace(filepath.Join(s.dir, id+".json"), 0o600, append(b, '\n')); err != nil {
 		return fmt.Errorf("keeping the state of instance %s: %w", id, err)
 	}
 	return s.State.Update(ctx, id, func(to *metadata.Live) error { *to = l; return nil })
-}
-
-// writeDurably replaces a file, readable by its owner alone, as a whole: after
-// a crash it has the old content or the new.
-func writeDurably(path string, b []byte) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // OpenSigner reads the key that identity documents are signed with and its
@@ -121,7 +96,7 @@ func OpenSigner(dir string) (*metadata.Signer, error) {
 		}
 		var der []byte
 		if der, err = x509.MarshalPKCS8PrivateKey(key); err == nil {
-			err = writeDurably(keyPath, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+			err = durable.Replace(keyPath, 0o600, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 		}
 	}
 	if err != nil {
@@ -188,7 +163,7 @@ func makeCert(key *rsa.PrivateKey, path string) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := writeDurably(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})); err != nil {
+	if err := durable.Replace(path, 0o600, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})); err != nil {
 		return nil, err
 	}
 	return x509.ParseCertificate(der)

@@ -16,9 +16,9 @@ import (
 const module = "github.com/instar-image/instar"
 
 // rank orders the top level: a package imports only from below, or from its own
-// top-level folder.
+// top-level folder. What internal has is for all, and knows none of them.
 var rank = map[string]int{
-	"bundle": 0, "upload": 1, "metadata": 2, "initrd": 2, "agent": 2, "cmd": 3, "test": 4,
+	"internal": -1, "bundle": 0, "upload": 1, "metadata": 2, "initrd": 2, "agent": 2, "cmd": 3, "test": 4,
 }
 
 // sideways are the imports between folders of one rank that are meant.
@@ -46,6 +46,7 @@ var forbidden = []struct {
 	{"upload", []string{"github.com/spf13/cobra"}},
 	{"metadata", []string{"github.com/spf13/cobra"}},
 	{"agent", []string{"github.com/spf13/cobra"}},
+	{"internal/durable", []string{"net"}},
 	{"cmd/instar-init", []string{"github.com/hanwen/go-fuse"}},
 	{"initrd/boot", []string{"github.com/spf13/cobra", "github.com/aws"}},
 }
@@ -171,6 +172,8 @@ func TestComplaint(t *testing.T) {
 		{"agent", "cmd/instar", true},
 		{"util", "bundle", true},
 		{"bundle", "util", true},
+		{"bundle/keys", "internal/durable", false},
+		{"internal/serving", "bundle/keys", true},
 	} {
 		if got := complaint(c.from, c.to) != ""; got != c.refused {
 			t.Errorf("%s → %s refused: %v, want %v", path.Clean(c.from), c.to, got, c.refused)

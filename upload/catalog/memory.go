@@ -16,6 +16,7 @@ import (
 
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // memory is what this machine remembers of a catalog: the newest state seen,
@@ -153,37 +154,14 @@ func (m *memory) forget() error {
 	return nil
 }
 
-// write replaces the file: temporary file beside it, fsync, rename, fsync of
-// the directory.
-func (m *memory) write(s seen) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("remember in %s: %w", m.file(), err)
-		}
-	}()
+// write replaces the file.
+func (m *memory) write(s seen) error {
 	b, err := json.Marshal(s)
+	if err == nil {
+		err = durable.Replace(m.file(), 0o600, append(b, '\n'))
+	}
 	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(m.dir, ".new-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), m.file()); err != nil {
-		return err
-	}
-	d, err := os.Open(m.dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
-		return err
+		return fmt.Errorf("remember in %s: %w", m.file(), err)
 	}
 	return nil
 }

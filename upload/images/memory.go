@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/bundle/chunked"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // memory is what this machine remembers of a store, in a directory of its own
@@ -190,34 +191,10 @@ func writeJSON(name string, v any) error {
 	return writeDurable(name, append(b, '\n'))
 }
 
-// writeDurable replaces a file: temporary file beside it, fsync, rename, fsync
-// of the directory.
-func writeDurable(name string, data []byte) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("remember in %s: %w", name, err)
-		}
-	}()
-	f, err := os.CreateTemp(filepath.Dir(name), ".new-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
-		return err
+// writeDurable replaces a file.
+func writeDurable(name string, data []byte) error {
+	if err := durable.Replace(name, 0o600, data); err != nil {
+		return fmt.Errorf("remember in %s: %w", name, err)
 	}
 	return nil
 }
