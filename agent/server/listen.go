@@ -2,43 +2,35 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"github.com/instar-image/instar/internal/serving"
 )
 
-// Listen makes the agent's socket, in the place of one nobody serves. Everybody
+// Listen gives the sockets that the agent answers on: those that systemd hands
+// over, else one it makes at path, in the place of one nobody serves. Everybody
 // can connect to it; the policy decides what then.
-func Listen(ctx context.Context, path string) (net.Listener, error) {
+func Listen(ctx context.Context, path string) ([]net.Listener, error) {
+	given, err := serving.Activated("unix") // the kernel says who connects to these
+	if err != nil {
+		return nil, err
+	}
+	var lns []net.Listener
+	for _, g := range given {
+		lns = append(lns, g.Listener)
+	}
+	if len(lns) > 0 {
+		return lns, nil
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("making the agent's socket: %w", err)
 	}
-	c, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-	switch {
-	case err == nil:
-		c.Close()
-		return nil, fmt.Errorf("making the agent's socket %s: another agent uses it", path)
-	case errors.Is(err, unix.ECONNREFUSED):
-		// A file that is no socket refuses connections too.
-		if fi, serr := os.Lstat(path); serr == nil && fi.Mode().Type() != fs.ModeSocket {
-			return nil, fmt.Errorf("making the agent's socket: %s is there, and is no socket", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("making the agent's socket: %w", err)
-		}
-	}
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	ln, err := serving.Unix(ctx, path, 0o666)
 	if err != nil {
 		return nil, fmt.Errorf("making the agent's socket: %w", err)
 	}
-	if err := os.Chmod(path, 0o666); err != nil {
-		ln.Close()
-		return nil, fmt.Errorf("making the agent's socket: %w", err)
-	}
-	return ln, nil
+	return []net.Listener{ln}, nil
 }

@@ -4,16 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os/user"
 	"slices"
 	"strconv"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/agent/task"
+	"github.com/instar-image/instar/internal/serving"
 )
 
 // Role is what a caller may do; each includes those before it.
@@ -140,61 +141,25 @@ const (
 	maxUserConns = 32 // of one user who is not root
 )
 
-// peers is a listener that knows who connects, and refuses who has too many
-// connections.
-type peers struct {
-	net.Listener
-	mu    sync.Mutex
-	total int
-	of    map[uint32]int
-}
-
-// Accept takes the next connection that can be.
-func (l *peers) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		p, err := peerOf(c)
-		if err != nil || !l.enter(p.UID) {
-			c.Close()
-			continue
-		}
-		return &peerConn{Conn: c, peer: p, leave: sync.OnceFunc(func() { l.leave(p.UID) })}, nil
+// admit lets in who is known to the kernel, unless he has too many connections.
+func (s *Server) admit(c net.Conn) net.Conn {
+	p, err := peerOf(c)
+	if err != nil {
+		return nil
 	}
-}
-
-func (l *peers) enter(uid uint32) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if uid != 0 && (l.of[uid] >= maxUserConns || l.total >= maxConns) {
-		return false
+	most, total := maxUserConns, maxConns
+	if p.UID == 0 {
+		most, total = math.MaxInt, math.MaxInt
 	}
-	l.total++
-	l.of[uid]++
-	return true
-}
-
-func (l *peers) leave(uid uint32) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.total--
-	if l.of[uid]--; l.of[uid] == 0 {
-		delete(l.of, uid)
+	if !s.crowd.Enter(p.UID, most, total) {
+		return nil
 	}
+	return &peerConn{Conn: serving.OnClose(c, func() { s.crowd.Leave(p.UID) }), peer: p}
 }
 
 type peerConn struct {
 	net.Conn
-	peer  *peer
-	leave func()
-}
-
-// Close closes the connection.
-func (c *peerConn) Close() error {
-	defer c.leave()
-	return c.Conn.Close()
+	peer *peer
 }
 
 func connContext(ctx context.Context, c net.Conn) context.Context {

@@ -13,17 +13,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/instar-image/instar/agent/task"
+	"github.com/instar-image/instar/internal/serving"
 )
 
 // DefaultSocket is where the agent listens unless it is told otherwise.
@@ -51,6 +50,7 @@ type Server struct {
 	self    uint32
 	started time.Time
 	mux     *http.ServeMux
+	crowd   serving.Crowd[uint32] // by user
 }
 
 // New makes a server.
@@ -84,42 +84,16 @@ func New(o Options) *Server {
 // Serve answers on listeners of unix sockets until ctx ends, then lets what is
 // under way finish.
 func (s *Server) Serve(ctx context.Context, lns ...net.Listener) error {
-	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	srv := &http.Server{
-		Handler: s.mux, Protocols: &protocols, ConnContext: connContext,
-		BaseContext:       func(net.Listener) context.Context { return ctx }, // streams end with it
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: log.New(logWriter{s.o.Log}, "", 0),
-	}
-	ended := make(chan error, len(lns))
+	srv := serving.NewServer(s.mux, serving.Limits{Header: 10 * time.Second, Read: 30 * time.Second, Idle: time.Minute, HeaderBytes: 16 << 10}, s.o.Log)
+	srv.ConnContext = connContext
+	var parts []serving.Part
 	for _, ln := range lns {
-		go func() { ended <- srv.Serve(&peers{Listener: ln, of: map[uint32]int{}}) }()
+		parts = append(parts, serving.Part{Server: srv, Listener: &serving.Gate{Listener: ln, Admit: s.admit}, EndRequests: true}) // streams end with ctx
 	}
-	var err error
-	left := len(lns)
-	select {
-	case <-ctx.Done():
-	case err = <-ended:
-		left--
-		err = fmt.Errorf("serving the agent's socket: %w", err)
+	if err := serving.Run(ctx, serving.Options{Parts: parts, Grace: s.o.Grace}); err != nil {
+		return fmt.Errorf("the agent's socket: %w", err)
 	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.o.Grace)
-	defer cancel()
-	if srv.Shutdown(grace) != nil {
-		_ = srv.Close() // the grace is over: whoever is left is cut off
-	}
-	for ; left > 0; left-- {
-		<-ended
-	}
-	return err
-}
-
-type logWriter struct{ log zerolog.Logger }
-
-func (w logWriter) Write(p []byte) (int, error) {
-	w.log.Warn().Msg(strings.TrimSpace(string(p)))
-	return len(p), nil
+	return nil
 }
 
 // Error is what a request that failed is answered with.

@@ -102,7 +102,7 @@ func serve(t *testing.T, o server.Options) (socket string, l *still) {
 		t.Fatal(err)
 	}
 	socket = filepath.Join(top, "agent.sock")
-	ln, err := server.Listen(t.Context(), socket)
+	lns, err := server.Listen(t.Context(), socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func serve(t *testing.T, o server.Options) (socket string, l *still) {
 	o.Manager, o.Log, o.Version = m, zerolog.Nop(), "test"
 	done := make(chan error, 2)
 	go func() { done <- m.Run(ctx) }()
-	go func() { done <- server.New(o).Serve(ctx, ln) }()
+	go func() { done <- server.New(o).Serve(ctx, lns...) }()
 	t.Cleanup(func() {
 		cancel()
 		for range 2 {
@@ -312,19 +312,19 @@ func TestConnections(t *testing.T) {
 func TestListen(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "s")
-	ln, err := server.Listen(t.Context(), path)
+	lns, err := server.Listen(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := server.Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another agent") {
+	if _, err := server.Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "somebody serves at") {
 		t.Errorf("a second agent: %v", err)
 	}
-	ln.(*net.UnixListener).SetUnlinkOnClose(false) // as by a kill
-	ln.Close()
-	if ln, err = server.Listen(t.Context(), path); err != nil {
+	lns[0].(*net.UnixListener).SetUnlinkOnClose(false) // as by a kill
+	lns[0].Close()
+	if lns, err = server.Listen(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
-	ln.Close()
+	lns[0].Close()
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -12,26 +11,16 @@ import (
 // The commands of the agent.
 
 func newAgent(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "agent", Short: "capture this machine by schedule or on request, as a service",
-		Long: strings.TrimSpace(`
+	cmd := branch("agent", "capture this machine by schedule or on request, as a service", `
 The agent takes captures on request, runs one after the other at low priority,
 remembers them over restarts, and is watched from outside. "instar agent
 install" makes it a systemd service; "instar agent ctl" talks to it. The
 machine is its instance's own from the first boot on with "instar agent boot".
-docs/agent.md describes it.`),
-		Example: `  instar agent install
+docs/agent.md describes it.`, `
+  instar agent install
   instar agent ctl start create-image --store s3://images/fleet --name web-1
   instar agent ctl list
-  instar agent boot status`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "agent "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+  instar agent boot status`)
 	cmd.AddCommand(newAgentRun(a), newAgentCtl(a), newAgentInstall(a), newAgentUninstall(a), newAgentBoot(a), newAgentSchedule(a), newAgentNotices(a),
 		newAgentWork(a), newAgentGuard(a), newAgentHooks(a), newAgentOrders(a))
 	return cmd

@@ -46,12 +46,7 @@ enabled it stays in charge, and only the facts are written.`, `
   instar agent boot --stage keys --user admin
   instar agent boot status
   instar agent boot adopt`, func(ctx context.Context) error { return runAgentBoot(ctx, a, &o) })
-	cmd.Args = func(_ *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usagef("unknown command %q", "agent boot "+args[0])
-		}
-		return nil
-	}
+	cmd.Args = knownCommand
 	f := flagsOf(cmd)
 	f.choice(cmd, &o.stage, names, "stage", "", "`STAGE` to run: "+strings.Join(names, ", "), ofUs, test)
 	o.where(cmd, test, true)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,23 +20,13 @@ import (
 // newAgentCtl makes the commands that talk to a running agent.
 func newAgentCtl(a *app) *cobra.Command {
 	socket := server.DefaultSocket
-	ctl := &cobra.Command{
-		Use: "ctl", Short: "start, watch and steer the agent's tasks",
-		Long: strings.TrimSpace(`
+	ctl := branch("ctl", "start, watch and steer the agent's tasks", `
 Talks to a running agent over its socket. Root and the members of admin-group
-in the agent's settings may do everything, those of view-group may look.`),
-		Example: `  instar agent ctl start create-image --name web-1
+in the agent's settings may do everything, those of view-group may look.`, `
+  instar agent ctl start create-image --name web-1
   instar agent ctl list
   instar agent ctl progress bun-0123456789abcdef0
-  instar agent ctl cancel bun-0123456789abcdef0`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "agent ctl "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+  instar agent ctl cancel bun-0123456789abcdef0`)
 	p := flags{ctl.PersistentFlags()}
 	p.text(&socket, "socket", "", "the agent's socket, a `PATH`", ofUs, "agent")
 	client := func() *server.Client { return server.NewClient(socket) }
@@ -205,17 +194,9 @@ func ctlError(err error, socket string) error {
 
 // newAgentStart makes the commands that start tasks.
 func newAgentStart(a *app, client func() *server.Client) *cobra.Command {
-	start := &cobra.Command{
-		Use: "start", Short: "start a capture", Long: "Starts a capture. Its ID is printed once the agent has it on disk.",
-		Example: "  instar agent ctl start create-image --name web-1",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("start makes bundle or create-image, not %q", args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+	start := branch("start", "start a capture", "Starts a capture. Its ID is printed once the agent has it on disk.",
+		"  instar agent ctl start create-image --name web-1")
+	start.Args = nothingElse("start makes bundle or create-image, not %q")
 	for _, k := range []struct {
 		kind       task.Kind
 		short, eg  string

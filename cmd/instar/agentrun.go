@@ -13,13 +13,13 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/instar-image/instar/agent/quiesce"
 	"github.com/instar-image/instar/agent/server"
 	"github.com/instar-image/instar/agent/settings"
 	"github.com/instar-image/instar/agent/systemd"
 	"github.com/instar-image/instar/agent/task"
+	"github.com/instar-image/instar/internal/serving"
 )
 
 type agentRunOptions struct {
@@ -93,7 +93,7 @@ func runAgent(ctx context.Context, a *app, o *agentRunOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	notify := systemd.NewNotifier(func(err error) { log.Warn().Err(err).Msg("systemd") })
+	notify := serving.NewNotifier(log)
 	m, damaged, err := task.Open(task.Options{
 		Dir: dir, Launcher: launcher, Limits: set.Limits, Quiesce: set.Quiesce, Running: set.Running, Keep: set.Keep,
 		Changed: func(t task.Task) { logTask(log, t); watched.changed(t) },
@@ -111,7 +111,7 @@ func runAgent(ctx context.Context, a *app, o *agentRunOptions) (err error) {
 		log.Error().Err(d).Msg("a task cannot be read and is left alone")
 	}
 	watched.Restore(m.List())
-	lns, err := a.agentListeners(ctx, o.socket)
+	lns, err := server.Listen(ctx, o.socket)
 	if err != nil {
 		return failf(exitFile, "%w", err)
 	}
@@ -119,42 +119,34 @@ func runAgent(ctx context.Context, a *app, o *agentRunOptions) (err error) {
 		Manager: m, Policy: server.Policy{AdminGroup: set.AdminGroup, ViewGroup: set.ViewGroup}, Version: version, Log: log,
 		Metrics: watched.Metrics(), Health: watched.Health(),
 	})
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return m.Run(ctx) })
-	group.Go(func() error { return srv.Serve(ctx, lns...) })
-	group.Go(func() error {
-		return notify.Alive(ctx, func(ctx context.Context) error { return alive(ctx, m, lns[0]) })
-	})
-	group.Go(func() error { return tellStatus(ctx, m, notify) })
-	group.Go(func() error { return watched.run(ctx) })
-	group.Go(func() error { return watched.listen(ctx, set.MetricsListen) })
-	group.Go(func() error { return a.runOrders(ctx, o, set, path, lns[0].Addr().String(), launcher, log) })
-	notify.Ready(summary(m.List()))
-	log.Info().Str("socket", lns[0].Addr().String()).Str("state", o.state).Msg("taking requests")
-	err = group.Wait()
-	notify.Stopping()
-	if errors.Is(err, context.Canceled) {
-		return nil
+	var parts []serving.Part
+	if at := set.MetricsListen; at != "" {
+		p, err := serving.Admin{Metrics: watched.Metrics(), Health: watched.Health()}.Listen(ctx, at, log)
+		if err != nil {
+			return errors.Join(failf(exitFile, "metrics-listen: %w", err), closeAll(lns))
+		}
+		parts = append(parts, p)
 	}
-	return err
+	return serving.Run(ctx, serving.Options{
+		Parts: parts, Notifier: notify, Status: summary(m.List()),
+		Alive: func(ctx context.Context) error { return alive(ctx, m, lns[0]) },
+		Beside: []func(context.Context) error{
+			m.Run, watched.run,
+			func(ctx context.Context) error { return srv.Serve(ctx, lns...) },
+			func(ctx context.Context) error { return tellStatus(ctx, m, notify) },
+			func(ctx context.Context) error {
+				return a.runOrders(ctx, o, set, path, lns[0].Addr().String(), launcher, log)
+			},
+		},
+		Ready: func() {
+			log.Info().Str("socket", lns[0].Addr().String()).Str("state", o.state).Msg("taking requests")
+		},
+	})
 }
 
 // maxToldWarnings is how many of a task's warnings the agent's log repeats; its
 // own log has all.
 const maxToldWarnings = 100
-
-// agentListeners are systemd's sockets, or one of our own.
-func (a *app) agentListeners(ctx context.Context, socket string) ([]net.Listener, error) {
-	lns, err := systemd.Listeners()
-	if err != nil || len(lns) > 0 {
-		return lns, err
-	}
-	ln, err := server.Listen(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	return []net.Listener{ln}, nil
-}
 
 // launcher is how workers are started.
 func (a *app) launcher(ctx context.Context, o *agentRunOptions, dir task.Dir, set *settings.Settings, settingsFile string) (task.Launcher, func(), error) {
@@ -235,7 +227,7 @@ func logTask(log zerolog.Logger, t task.Task) {
 }
 
 // tellStatus keeps systemd's status line true.
-func tellStatus(ctx context.Context, m *task.Manager, n *systemd.Notifier) error {
+func tellStatus(ctx context.Context, m *task.Manager, n *serving.Notifier) error {
 	if !n.Told() {
 		return nil
 	}

@@ -19,36 +19,18 @@ import (
 )
 
 func newAgentSchedule(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "schedule", Short: "have the agent capture this machine again and again",
-		Long: strings.TrimSpace(`
+	cmd := branch("schedule", "have the agent capture this machine again and again", `
 Schedules are timers of systemd's: "systemctl list-timers" shows them too, and
 calendars are written as in systemd.time(7). Each run starts a task at the
 agent. What retention (the --keep options) does not keep of the image's older
-versions is deleted after each complete capture.`),
-		Example: `  instar agent schedule add create-image nightly --on '*-*-* 03:00' --jitter 30m --name web-1 --keep-daily 7 --keep-monthly 12
+versions is deleted after each complete capture.`, `
+  instar agent schedule add create-image nightly --on '*-*-* 03:00' --jitter 30m --name web-1 --keep-daily 7 --keep-monthly 12
   instar agent schedule list
   instar agent schedule run-now nightly
-  instar agent schedule remove nightly`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "agent schedule "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	add := &cobra.Command{
-		Use: "add", Short: "make a schedule", Long: "Makes a schedule: of images or of EC2 bundles.",
-		Example: "  instar agent schedule add create-image nightly --on daily --name web-1",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("schedule add makes schedules of bundle or create-image, not of %q", args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+  instar agent schedule remove nightly`)
+	add := branch("add", "make a schedule", "Makes a schedule: of images or of EC2 bundles.",
+		"  instar agent schedule add create-image nightly --on daily --name web-1")
+	add.Args = nothingElse("schedule add makes schedules of bundle or create-image, not of %q")
 	add.AddCommand(newScheduleAdd(a, task.CreateImage), newScheduleAdd(a, task.Bundle))
 	cmd.AddCommand(add, newScheduleList(a))
 	for _, v := range []struct {

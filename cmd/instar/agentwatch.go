@@ -3,9 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,27 +91,6 @@ func (w *taskWatch) run(ctx context.Context) error {
 			}
 		}
 	}
-}
-
-// listen serves figures and health on an address of loopback.
-func (w *taskWatch) listen(ctx context.Context, address string) error {
-	if address == "" {
-		return nil
-	}
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-	if err != nil {
-		return failf(exitFile, "metrics-listen: %w", err)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", w.Metrics())
-	mux.Handle("GET /healthz", w.Health())
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
-	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-	defer stop()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serving metrics: %w", err)
-	}
-	return nil
 }
 
 type agentHooksOptions struct {

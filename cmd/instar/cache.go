@@ -3,21 +3,16 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
+	"github.com/instar-image/instar/internal/serving"
 	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/cache"
 	"github.com/instar-image/instar/upload/cache/cacheclient"
@@ -26,21 +21,11 @@ import (
 // The cache that a host's guests share, and the ways to it.
 
 func newCache(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "cache", Short: "keep a host's copies of what its guests read of a store",
-		Long: strings.TrimSpace(`
+	cmd := branch("cache", "keep a host's copies of what its guests read of a store", `
 Guests of one host mostly read the same pieces of a store. One process per host
 fetches each of them once and hands it to all. docs/cache.md says how to set it
-up, and what it can and cannot do to its guests.`),
-		Example: `  instar cache serve --store s3://images/fleet --listen 192.168.7.1:9255 --allow 192.168.7.0/24`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "cache "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+up, and what it can and cannot do to its guests.`, `
+  instar cache serve --store s3://images/fleet --listen 192.168.7.1:9255 --allow 192.168.7.0/24`)
 	cmd.AddCommand(newCacheServe(a))
 	return cmd
 }
@@ -87,7 +72,7 @@ credentials for the store stay here.`, `
 	f.size(&o.size, "size", "", "keep at most `BYTES`, with k, m or g; default 20g", ofUs, test)
 	f.list(&o.listen, "listen", "", "serve at `PLACE`, ADDRESS:PORT or unix:/PATH; default "+cacheListen, ofUs, test)
 	f.list(&o.allow, "allow", "", "serve clients of `NETWORK`, as 192.168.7.0/24, too; may be repeated", ofUs, test)
-	f.text(&o.admin, "admin", "", "serve /metrics and /healthz at `ADDRESS:PORT`", ofUs, test)
+	f.text(&o.admin, "admin", "", "serve /metrics, /healthz and /readyz at `ADDRESS:PORT`", ofUs, test)
 	f.text(&o.accessLog, "access-log", "", "append a line of JSON per request to `FILE`; '-' is standard error; default 'none'", ofUs, test)
 	f.number(&o.parallel, "parallel", "", "make at most `N` requests to the store at once; default 16", ofUs, test)
 	f.number(&o.clients, "max-connections", "", "let each client have at most `N` connections; default 256", ofUs, test)
@@ -115,116 +100,73 @@ func runCacheServe(ctx context.Context, a *app, o *cacheServeOptions) (err error
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
 	if so.Listeners, err = o.listeners(ctx); err != nil {
-		closeAll(so.Listeners)
-		return err
+		return errors.Join(err, closeAll(so.Listeners))
 	}
 	if o.admin != "" {
 		if so.Admin, err = (&net.ListenConfig{}).Listen(ctx, "tcp", o.admin); err != nil {
-			closeAll(so.Listeners)
-			return failf(exitFile, "listening at %s for metrics and health: %w", o.admin, err)
+			return errors.Join(failf(exitFile, "listening at %s for metrics and health: %w", o.admin, err), closeAll(so.Listeners))
 		}
 	}
-	access, err := openAccessLog(a, o.accessLog)
+	access, done, err := openAccessLog(a, o.accessLog)
 	if err != nil {
-		closeAll(so.Listeners)
-		return err
+		return errors.Join(err, closeAll(so.Listeners))
 	}
-	if f, ok := access.(io.Closer); ok && access != a.stderr {
-		defer f.Close()
-	}
+	defer done()
 	so.Cache, so.AccessLog = c, access
 	return cache.Serve(ctx, so)
 }
 
-func closeAll(list []net.Listener) {
+// closeAll closes listeners by which nothing came.
+func closeAll(list []net.Listener) error {
+	var err error
 	for _, l := range list {
-		l.Close() // nothing came by it
+		err = errors.Join(err, l.Close())
 	}
+	return err
 }
 
 // listeners opens the places to listen at, and takes those that systemd hands
 // over.
 func (o *cacheServeOptions) listeners(ctx context.Context) (list []net.Listener, err error) {
-	given, err := activation.Listeners()
+	given, err := serving.Activated("tcp", "unix")
 	if err != nil {
-		return nil, failf(exitFile, "taking systemd's sockets: %w", err)
+		return nil, failf(exitFile, "%w", err)
 	}
-	for _, l := range given {
-		if l != nil {
-			list = append(list, l)
-		}
+	for _, g := range given {
+		list = append(list, g.Listener)
 	}
 	places := o.listen
 	if len(places) == 0 && len(list) == 0 {
 		places = []string{cacheListen}
 	}
 	for _, p := range places {
-		path, isSocket := strings.CutPrefix(p, "unix:")
-		if isSocket {
-			l, err := listenSocket(ctx, path)
-			if err != nil {
-				return list, failf(exitFile, "listening at %s: %w", p, err)
-			}
-			list = append(list, l)
-			continue
-		}
-		at, err := netip.ParseAddrPort(p)
+		l, err := o.open(ctx, p)
 		if err != nil {
-			return list, usagef("--listen %q: neither ADDRESS:PORT, as %s, nor unix:/PATH", p, cacheListen)
-		}
-		if !at.Addr().IsLoopback() && len(o.allow) == 0 {
-			return list, withHint(usagef("--listen %s: nobody there may use it", p), "--allow NETWORK says who may, as --allow 192.168.7.0/24.")
-		}
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p)
-		if err != nil {
-			return list, failf(exitFile, "listening at %s: %w", p, err)
+			return list, err
 		}
 		list = append(list, l)
 	}
 	return list, nil
 }
 
-// listenSocket listens at a unix socket, in place of one that nobody listens at
-// any more. Who may reach it is its directory's to say.
-func listenSocket(ctx context.Context, path string) (net.Listener, error) {
-	if err := freeSocket(ctx, path); err != nil {
-		return nil, err
+// open listens at a place. Who may reach a socket is its directory's to say.
+func (o *cacheServeOptions) open(ctx context.Context, place string) (l net.Listener, err error) {
+	if path, ok := strings.CutPrefix(place, "unix:"); ok {
+		l, err = serving.Unix(ctx, path, 0o666)
+	} else {
+		at, perr := netip.ParseAddrPort(place)
+		if perr != nil {
+			return nil, usagef("--listen %q: neither ADDRESS:PORT, as %s, nor unix:/PATH", place, cacheListen)
+		}
+		if !at.Addr().IsLoopback() && len(o.allow) == 0 {
+			return nil, withHint(usagef("--listen %s: nobody there may use it", place), "--allow NETWORK says who may, as --allow 192.168.7.0/24.")
+		}
+		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", place)
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o666); err != nil {
-		l.Close()
-		return nil, err
+		return nil, failf(exitFile, "listening at %s: %w", place, err)
 	}
 	return l, nil
-}
-
-// freeSocket takes away a socket that nobody listens at any more: a server that
-// was killed left it. Whatever else is there stays, and is an error.
-func freeSocket(ctx context.Context, path string) error {
-	st, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case st.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s is there already and is no socket: %w", path, fs.ErrExist)
-	}
-	c, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-	switch {
-	case err == nil:
-		c.Close()
-		return fmt.Errorf("somebody serves at %s already: %w", path, unix.EADDRINUSE)
-	case !errors.Is(err, unix.ECONNREFUSED):
-		return err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // isCacheDir tells whether --cache names a directory.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -28,25 +27,15 @@ import (
 // The commands of a region's catalog.
 
 func newCatalog(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "catalog", Short: "serve the images of a store to EC2's clients and to browsers",
-		Long: strings.TrimSpace(`
+	cmd := branch("catalog", "serve the images of a store to EC2's clients and to browsers", `
 A catalog is the list of a region's registered images, kept in the very store
 they lie in: under which id and name, whose they are, who may launch them.
 "instar images register" and its sisters change it; "catalog serve" answers the
 AWS command line, the SDKs and Packer, and shows it to people. docs/catalog.md
-describes it and how to begin.`),
-		Example: `  instar catalog create --store s3://images/fleet eu-home-1
+describes it and how to begin.`, `
+  instar catalog create --store s3://images/fleet eu-home-1
   instar catalog serve --store s3://images/fleet --accounts accounts.yaml
-  aws --endpoint-url http://127.0.0.1:8773 ec2 describe-images --owners self`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "catalog "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+  aws --endpoint-url http://127.0.0.1:8773 ec2 describe-images --owners self`)
 	cmd.AddCommand(newCatalogCreate(a), newCatalogServe(a))
 	cmd.AddCommand(newCatalogVerbs(a)...)
 	return cmd
@@ -87,7 +76,7 @@ with the region's name, or *, and the namespace instar-catalog.`, `
 		return a.ui.Result("catalog", fmt.Sprintf("%s: the catalog of %s", k.store, args[0]), ui.Fields{"store": k.store.String(), "region": args[0]})
 	}
 	f := flagsOf(cmd)
-	f.text(&o.sign, "sign", "", "sign with the SSH `KEY` (a private key, or a public one whose private half the SSH agent has)", ofUs, test)
+	f.sign(&o.sign, test)
 	o.imageStore.add(a, cmd, test)
 	return cmd
 }
@@ -240,14 +229,12 @@ func runCatalogServe(ctx context.Context, a *app, o *catalogServeOptions) (err e
 		}
 		return others[i].Catalog, nil
 	}
-	access, err := openAccessLog(a, o.accessLog)
+	access, done, err := openAccessLog(a, o.accessLog)
 	if err != nil {
 		return err
 	}
+	defer done()
 	so.AccessLog = access
-	if c, ok := access.(io.Closer); ok && access != a.stderr {
-		defer c.Close()
-	}
 	return server.Run(ctx, so)
 }
 

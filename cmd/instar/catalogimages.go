@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -25,7 +24,7 @@ func (o *catalogOptions) add(a *app, cmd *cobra.Command, test string, change boo
 	f := flagsOf(cmd)
 	f.text(&o.account, "account", "", "act for `ACCOUNT`, 12 digits; default account_id of the configuration", ofUs, test)
 	if change {
-		f.text(&o.sign, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
+		f.sign(&o.sign, test)
 	}
 	o.imageStore.add(a, cmd, test)
 }
@@ -252,118 +251,6 @@ You are asked first; --batch asks nothing.`, runImagesDeregister),
 	}
 }
 
-type keysOptions struct {
-	catalogOptions
-	kind, out string
-	tags      []string
-}
-
-func newKeys(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "keys", Short: "create, import, list and delete the key pairs of an account",
-		Long: strings.TrimSpace(`
-Key pairs are the SSH keys that machines let their users in with, kept in the
-catalog by name for each account: their public halves. A private key is written
-to a file or shown once when it is made, and stored nowhere.`),
-		Example: `  instar keys create laptop --out laptop.pem --store s3://images/fleet
-  instar keys import laptop ~/.ssh/id_ed25519.pub --store s3://images/fleet
-  instar keys list --store s3://images/fleet
-  instar keys delete laptop --store s3://images/fleet`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "keys "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	const test = "catalog-keys"
-	var oc, oi, ol, od keysOptions
-	create := a.named("create NAME", "make a key pair", `
-Makes a key pair, notes its public half under NAME, and writes the private one to
---out, a new file that only you can read, or to standard output. It is not kept:
-what is lost is lost.`, `
-  instar keys create laptop --out laptop.pem --store s3://images/fleet
-  instar keys create laptop --type ed25519 --out laptop.key --store s3://images/fleet`, 1, 1,
-		func(ctx context.Context, args []string) error { return runKeysCreate(ctx, a, &oc, args[0]) })
-	f := flagsOf(create)
-	f.choice(create, &oc.kind, []string{"rsa", "ed25519"}, "type", "", "`TYPE` of key: rsa (default) or ed25519", ofUs, test)
-	f.text(&oc.out, "out", "", "write the private key to the new `FILE`, mode 0600", ofUs, test)
-	completeFiles(create, "out")
-	f.list(&oc.tags, "tag", "", "tag it `KEY=VALUE`; may be repeated", ofUs, test)
-	oc.add(a, create, test, true)
-	imported := a.named("import NAME FILE", "note the public half of a key pair you have", `
-Notes a public key, ssh-rsa or ssh-ed25519, as ssh-keygen writes it, in PEM or in
-RFC 4716's form.`, `
-  instar keys import laptop ~/.ssh/id_ed25519.pub --store s3://images/fleet`, 2, 2,
-		func(ctx context.Context, args []string) error { return runKeysImport(ctx, a, &oi, args[0], args[1]) })
-	flagsOf(imported).list(&oi.tags, "tag", "", "tag it `KEY=VALUE`; may be repeated", ofUs, test)
-	oi.add(a, imported, test, true)
-	list := a.named("list [NAME]...", "list the key pairs of an account", `
-Lists names, types and fingerprints: of imported RSA keys the MD5 of the public
-key, of created ones the SHA-1 of the private key, of ed25519 keys the SHA-256, all
-as EC2 shows them.`, `
-  instar keys list --store s3://images/fleet`, 0, 1000,
-		func(ctx context.Context, args []string) error { return runKeysList(ctx, a, &ol, args) })
-	ol.add(a, list, test, false)
-	remove := a.named("delete NAME...", "delete key pairs", `
-Deletes key pairs from the catalog. Machines that have the public key keep it.`, `
-  instar keys delete laptop --store s3://images/fleet`, 1, 1000,
-		func(ctx context.Context, args []string) error { return runKeysDelete(ctx, a, &od, args) })
-	od.add(a, remove, test, true)
-	cmd.AddCommand(create, imported, list, remove)
-	return cmd
-}
-
-type accountsOptions struct {
-	imageStore
-	sign, alias string
-	keys        []string
-}
-
-func newAccounts(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "accounts", Short: "say what the catalog knows of accounts: aliases and public keys",
-		Long: strings.TrimSpace(`
-An account is 12 digits. The catalog knows for each, if it is told, an alias to
-show, and the public keys (age, ssh-ed25519, ssh-rsa) that Instar images shared
-with it are wrapped for.`),
-		Example: `  instar accounts set 222222222222 --alias team-b --key team-b.pub --store s3://images/fleet
-  instar accounts list --store s3://images/fleet`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "accounts "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	const test = "catalog-images"
-	var os, ol, or accountsOptions
-	set := a.named("set ACCOUNT", "note an account's alias and keys", `
-Notes what is given, in place of what was noted before.`, `
-  instar accounts set 222222222222 --alias team-b --key team-b.pub --store s3://images/fleet`, 1, 1,
-		func(ctx context.Context, args []string) error { return runAccountsSet(ctx, a, &os, args[0]) })
-	f := flagsOf(set)
-	f.text(&os.alias, "alias", "", "`NAME` to show for it: a-z, 0-9 and -", ofUs, test)
-	f.list(&os.keys, "key", "", "an age or SSH public `KEY` of the account, or a file of them; may be repeated", ofUs, test)
-	f.text(&os.sign, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
-	os.imageStore.add(a, set, test)
-	list := a.named("list", "list the accounts that anything is known of", `
-Lists accounts, aliases and keys.`, `
-  instar accounts list --store s3://images/fleet`, 0, 0,
-		func(ctx context.Context, _ []string) error { return runAccountsList(ctx, a, &ol) })
-	ol.imageStore.add(a, list, test)
-	remove := a.named("remove ACCOUNT", "forget an account's alias and keys", `
-Forgets what was noted. Images and permissions of the account stay.`, `
-  instar accounts remove 222222222222 --store s3://images/fleet`, 1, 1,
-		func(ctx context.Context, args []string) error { return runAccountsRemove(ctx, a, &or, args[0]) })
-	flagsOf(remove).text(&or.sign, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
-	or.imageStore.add(a, remove, test)
-	cmd.AddCommand(set, list, remove)
-	return cmd
-}
-
 // newCatalogVerbs are the commands of "instar catalog" about the catalog as a
 // whole.
 func newCatalogVerbs(a *app) []*cobra.Command {
@@ -372,9 +259,6 @@ func newCatalogVerbs(a *app) []*cobra.Command {
 		imageStore
 		sign   string
 		dryRun bool
-	}
-	sign := func(cmd *cobra.Command, p *string) {
-		flagsOf(cmd).text(p, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
 	}
 	show := a.named("show", "show what a catalog is and who changed it last", `
 Shows the region, the number of the newest change, its time and signer, and how
@@ -390,7 +274,7 @@ forgets client tokens older than a week. It may run at any time.`, `
 			return runCatalogGC(ctx, a, &og.imageStore, og.sign, og.dryRun)
 		})
 	flagsOf(gc).yes(&og.dryRun, "dry-run", "", "change nothing; tell what would be done", ofUs, test)
-	sign(gc, &og.sign)
+	flagsOf(gc).sign(&og.sign, test)
 	og.imageStore.add(a, gc, test)
 	forget := a.named("forget", "accept an older state of the catalog, once", `
 This machine remembers the newest state of the catalog it has seen, and takes

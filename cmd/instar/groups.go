@@ -143,3 +143,8 @@ func (o *trust) add(cmd *cobra.Command, test string) {
 	completeFiles(cmd, "cert", "pem")
 	completeFiles(cmd, "trust", "pem")
 }
+
+// sign adds --sign, whose key a command signs with.
+func (f flags) sign(p *string, test string) {
+	f.text(p, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
+}

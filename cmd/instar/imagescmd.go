@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -10,9 +9,7 @@ import (
 // The commands about the images of a store.
 
 func newImages(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "images", Short: "list, show, compare and delete the images of a store; register, share and copy them",
-		Long: strings.TrimSpace(`
+	cmd := branch("images", "list, show, compare and delete the images of a store; register, share and copy them", `
 Shows what images a store holds, what one consists of, and how two of them
 differ; deletes images, or single versions. "instar gc" gives back the room of
 what was deleted.
@@ -21,22 +18,14 @@ A store may have a catalog ("instar catalog create"), in which images, EC2
 bundles too, are registered: under an id and a name, with an owner, tags, and
 permissions. register, tag, share, copy, deprecate, protect, disable, enable and
 deregister are about those; list and show know both.
-` + aboutNames),
-		Example: `  instar images list --store s3://images/fleet
+`+aboutNames, `
+  instar images list --store s3://images/fleet
   instar images show web-1 --store s3://images/fleet
   instar images diff web-1@parent web-1 --store s3://images/fleet
   instar images delete web-1@parent --store s3://images/fleet
   instar images prune web-1 --keep-daily 7 --store s3://images/fleet
   instar images trace web-1 --store s3://images/fleet
-  instar images forget web-1 --store s3://images/fleet`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "images "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+  instar images forget web-1 --store s3://images/fleet`)
 	cmd.AddCommand(newImagesList(a), newImagesShow(a), newImagesDiff(a), newImagesDelete(a), newImagesPrune(a), newImagesTrace(a), newImagesForget(a))
 	cmd.AddCommand(newCatalogImages(a)...)
 	return cmd
@@ -147,7 +136,7 @@ first; --batch asks nothing.`, `
   instar images delete web-1@parent --batch --store s3://images/fleet`, 1, 1,
 		func(ctx context.Context, args []string) error { return runImagesDelete(ctx, a, &o, args[0]) })
 	f := flagsOf(cmd)
-	f.text(&o.sign, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
+	f.sign(&o.sign, test)
 	o.imageStore.add(a, cmd, test)
 	return cmd
 }
@@ -240,27 +229,17 @@ type recipientsOptions struct {
 }
 
 func newRecipients(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "recipients", Short: "say who can open an image, and who can add images to a domain",
-		Long: strings.TrimSpace(`
+	cmd := branch("recipients", "say who can open an image, and who can add images to a domain", `
 An image is opened by its recipients: age keys and SSH keys (ssh-ed25519,
 ssh-rsa), its own machine's among them. Adding one needs a key that opens the
 image, and changes no other object. Removing one keeps it from being opened by a
 new reader; what was read, or copied, cannot be taken back.
 
 With --creators the commands are about the creators of a domain: machines whose
-images share stored pieces.`),
-		Example: `  instar recipients list web-1 --store s3://images/fleet
+images share stored pieces.`, `
+  instar recipients list web-1 --store s3://images/fleet
   instar recipients add web-1 ~/.ssh/id_ed25519.pub --store s3://images/fleet
-  instar recipients add --creators age1... --store s3://images/fleet`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "recipients "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+  instar recipients add --creators age1... --store s3://images/fleet`)
 	cmd.AddCommand(
 		newRecipientsVerb(a, "list", "list [IMAGE]", "list who can open an image, as the store says", `
 Lists the recipients of an image, or with --creators the creators of a domain.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,24 +16,14 @@ import (
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 	"github.com/instar-image/instar/initrd"
 	"github.com/instar-image/instar/initrd/boot"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 func newInitrd(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "initrd", Short: "build the initrd that boots images",
-		Long: strings.TrimSpace(`
+	cmd := branch("initrd", "build the initrd that boots images", `
 The initrd boots a machine from an image: network, instance metadata, the root,
 SSH keys and user data, and then the image's own system. docs/initrd.md lists
-its kernel parameters.`),
-		Example: "  instar initrd build -o instar.initrd",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "initrd "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+its kernel parameters.`, "  instar initrd build -o instar.initrd")
 	cmd.AddCommand(newInitrdBuild(a))
 	return cmd
 }
@@ -191,24 +180,12 @@ func findInit() (path string, done func(), err error) {
 
 // writeInitrd writes an initrd to a file, which appears when it is whole.
 func writeInitrd(ctx context.Context, opts initrd.Options, name string) (report *initrd.Report, err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".part-*")
+	err = durable.Fill(name, 0o644, func(f *os.File) error {
+		report, err = initrd.Build(ctx, opts, f)
+		return err
+	})
 	if err != nil {
-		return nil, failf(exitFile, "creating %s: %w", name, err)
-	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	if report, err = initrd.Build(ctx, opts, io.Writer(f)); err != nil {
 		return nil, err
 	}
-	if err := f.Chmod(0o644); err != nil {
-		return nil, err
-	}
-	if err := f.Sync(); err != nil {
-		return nil, err
-	}
-	return report, os.Rename(f.Name(), name)
+	return report, nil
 }

@@ -37,23 +37,13 @@ const (
 )
 
 func newMetadata(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "metadata", Short: "serve EC2 instance metadata to your own machines",
-		Long: strings.TrimSpace(`
+	cmd := branch("metadata", "serve EC2 instance metadata to your own machines", `
 Serves what EC2 serves at 169.254.169.254: cloud-init, the AWS SDKs and scripts
 find their instance's metadata, credentials and user data there. Each instance
-is a YAML file; docs/metadata.md describes it and how to begin.`),
-		Example: `  instar metadata check /etc/instar/instances
+is a YAML file; docs/metadata.md describes it and how to begin.`, `
+  instar metadata check /etc/instar/instances
   instar metadata serve --listen 169.254.169.254
-  instar metadata ctl list`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "metadata "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+  instar metadata ctl list`)
 	cmd.AddCommand(newMetadataServe(a), newMetadataCheck(a), newMetadataSeal(a), newMetadataCtl(a))
 	return cmd
 }
@@ -159,16 +149,12 @@ func runMetadataServe(ctx context.Context, a *app, o *serveOptions) error {
 	if err := addLauncher(&so, o.ec2Key); err != nil {
 		return err
 	}
-	access, err := openAccessLog(a, o.accessLog)
+	access, done, err := openAccessLog(a, o.accessLog)
 	if err != nil {
 		return err
 	}
-	if access != nil {
-		so.AccessLog = access
-		if c, ok := access.(io.Closer); ok && access != a.stderr {
-			defer c.Close()
-		}
-	}
+	defer done()
+	so.AccessLog = access
 	return server.Run(ctx, so)
 }
 
@@ -276,18 +262,19 @@ func limitGarbage(live int64) {
 	}
 }
 
-func openAccessLog(a *app, name string) (io.Writer, error) {
+// openAccessLog opens the file that --access-log names; done closes it.
+func openAccessLog(a *app, name string) (log io.Writer, done func(), err error) {
 	switch name {
 	case "none":
-		return nil, nil
+		return nil, func() {}, nil
 	case "-":
-		return a.stderr, nil
+		return a.stderr, func() {}, nil
 	}
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
 	if err != nil {
-		return nil, failf(exitFile, "opening the access log: %w", err)
+		return nil, nil, failf(exitFile, "opening the access log: %w", err)
 	}
-	return f, nil
+	return f, func() { f.Close() }, nil // what could not be written was said
 }
 
 func newMetadataCheck(a *app) *cobra.Command {

@@ -31,24 +31,14 @@ func (now timeSource) parse(s string) (time.Time, error) {
 // newMetadataCtl makes the commands that steer a running metadata server.
 func newMetadataCtl(a *app) *cobra.Command {
 	socket := metadataControl
-	ctl := &cobra.Command{
-		Use: "ctl", Short: "see and steer a running metadata server",
-		Long: strings.TrimSpace(`
+	ctl := branch("ctl", "see and steer a running metadata server", `
 Talks to a running metadata server over its control socket. Who may write to
-the socket may steer the server: file permissions decide that.`),
-		Example: `  instar metadata ctl list
+the socket may steer the server: file permissions decide that.`, `
+  instar metadata ctl list
   instar metadata ctl event i-0abc spot terminate +2m
   instar metadata ctl event i-0abc clear spot
   instar metadata ctl revoke i-0abc
-  instar metadata ctl reload`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", "metadata ctl "+args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+  instar metadata ctl reload`)
 	p := flags{ctl.PersistentFlags()}
 	p.text(&socket, "control", "", "the server's control socket, a `PATH`", ofUs, "metadata-serve")
 

@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 	"github.com/instar-image/instar/initrd/lazyroot"
 	"github.com/instar-image/instar/initrd/lazyroot/nbd"
+	"github.com/instar-image/instar/internal/serving"
 )
 
 type nbdOptions struct {
@@ -71,12 +71,7 @@ func listenNBD(ctx context.Context, o *nbdOptions) (net.Listener, string, error)
 	if err != nil {
 		return nil, "", failf(exitFile, "--socket: %w", err)
 	}
-	if err := freeSocket(ctx, path); err != nil {
-		return nil, "", failf(exitFile, "--socket: %w", err)
-	}
-	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", path)
-	unix.Umask(old)
+	l, err := serving.Unix(ctx, path, 0o600)
 	if err != nil {
 		return nil, "", failf(exitFile, "--socket: %w", err)
 	}

@@ -61,7 +61,7 @@ image's head or one of its manifests cannot be verified.`, `
 	o.keep.add(cmd, test)
 	f := flagsOf(cmd)
 	f.yes(&o.dryRun, "dry-run", "", "show what would be deleted and what kept, and why; delete nothing", ofUs, test)
-	f.text(&o.sign, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
+	f.sign(&o.sign, test)
 	o.imageStore.add(a, cmd, test)
 	return cmd
 }

@@ -167,7 +167,7 @@ published unless all of it was right.`, `
 	o.addMakeBucket(cmd, test)
 	f.text(&o.description, "description", "", "`TEXT` about this version, up to 255 bytes; everybody who reads the store sees it", ofUs, test)
 	f.list(&o.recipients, "recipient", "", "let `KEY` open the image: an age recipient, an SSH public key, or a file of them; may be repeated", ofUs, test)
-	f.text(&o.sign, "sign", "", "sign with the SSH `KEY`: a private key's file, a public one's whose other half the SSH agent has, or agent", ofUs, test)
+	f.sign(&o.sign, test)
 	f.text(&o.expires, "expires", "", "readers shall take this version for the newest no longer than `TIME`: 12h, 7d, 8w; default for ever", ofUs, test)
 	f.text(&o.domain, "domain", "", "share stored pieces with the images of `DOMAIN`; default default", ofUs, test)
 	f.choice(cmd, &o.dedup, []string{"own", "domain"}, "dedup", "", "whose stored pieces are used again, `WHOSE`: own (default: what this machine stored), domain (all of the domain's creators, who are trusted then)", ofUs, test)

@@ -32,12 +32,7 @@ a scratch disk, and leaving nothing half-made:
   instar bundle-vol -b images/web-1 -k key.pem -c cert.pem -u 111122223333 --ec2cert ec2.pem
   instar download-and-unbundle -b images/web-1 -m image.manifest.xml -k key.pem -d root.img`,
 		SilenceErrors: true, SilenceUsage: true,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q", args[0])
-			}
-			return nil
-		},
+		Args: knownCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if strings.HasPrefix(cmd.Name(), cobra.ShellCompRequestCmd) {

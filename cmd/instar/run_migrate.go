@@ -14,6 +14,7 @@ import (
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
+	"github.com/instar-image/instar/internal/durable"
 	"github.com/instar-image/instar/upload"
 )
 
@@ -101,7 +102,7 @@ func orElse(s, other string) string {
 
 // keepManifest writes a small file that appears complete or not at all.
 func (a *app) keepManifest(path string, data []byte) error {
-	err := writeFile(path, func(f *os.File) error {
+	err := durable.Fill(path, 0o600, func(f *os.File) error {
 		_, err := f.Write(data)
 		return errors.Join(err, f.Chmod(0o644))
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/sparse"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
+	"github.com/instar-image/instar/internal/durable"
 )
 
 // readManifest reads and parses a manifest in a file.
@@ -209,29 +210,7 @@ func runUnbundleStream(ctx context.Context, a *app, o *streamOptions) (err error
 	if o.out == "" || o.out == "-" {
 		return ec2.UnbundleStream(ctx, opts, in, ec2.NewStreamOutput(a.stdout))
 	}
-	return writeFile(o.out, func(f *os.File) error { return ec2.UnbundleStream(ctx, opts, in, sparse.NewWriter(f)) })
-}
-
-// writeFile lets fill fill a file that appears under its name when it is
-// complete and on disk; until then, and for good after an error, nothing does.
-func writeFile(path string, fill func(*os.File) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".partial-")
-	if err != nil {
-		return fmt.Errorf("making %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	err = fill(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return durable.Fill(o.out, 0o600, func(f *os.File) error { return ec2.UnbundleStream(ctx, opts, in, sparse.NewWriter(f)) })
 }
 
 func runVerify(ctx context.Context, a *app, o *verifyOptions) error {

@@ -20,6 +20,7 @@ import (
 	"github.com/instar-image/instar/bundle/ext4"
 	"github.com/instar-image/instar/bundle/rootfs"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
+	"github.com/instar-image/instar/internal/durable"
 	"github.com/instar-image/instar/metadata/imds"
 )
 
@@ -344,7 +345,7 @@ func (a *app) clone(ctx context.Context, o *bundleVolOptions, plan *capture.Volu
 		return err
 	}
 	path := filepath.Join(dir, name)
-	plan.Root.Never = append(plan.Root.Never, path, filepath.Join(dir, "."+name+".partial-*"))
+	plan.Root.Never = append(plan.Root.Never, path, filepath.Join(dir, durable.Temp+"*"))
 	r := &reporter{ui: a.ui}
 	defer r.end()
 	v, err := capture.PlanVolume(ctx, *plan, r)

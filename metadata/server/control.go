@@ -1,15 +1,12 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -20,9 +17,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
-
+	"github.com/instar-image/instar/internal/serving"
 	"github.com/instar-image/instar/metadata"
 )
 
@@ -47,40 +42,14 @@ func (r *reloadResult) get() (time.Time, error) {
 
 // listenControl makes the control socket, in the place of one nobody serves.
 func listenControl(ctx context.Context, path string) (net.Listener, error) {
-	if c, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("making the control socket %s: another server uses it", path)
-	} else if errors.Is(err, unix.ECONNREFUSED) {
-		// A file that is no socket refuses connections too.
-		if fi, serr := os.Lstat(path); serr == nil && fi.Mode().Type() != fs.ModeSocket {
-			return nil, fmt.Errorf("making the control socket: %s is there, and is no socket", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("making the control socket: %w", err)
-		}
-	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("making the control socket: %w", err)
 	}
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	ln, err := serving.Unix(ctx, path, 0o660)
 	if err != nil {
 		return nil, fmt.Errorf("making the control socket: %w", err)
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		ln.Close()
-		return nil, fmt.Errorf("making the control socket: %w", err)
-	}
 	return ln, nil
-}
-
-// stdLog lets net/http's own remarks into the log.
-func stdLog(l zerolog.Logger) *log.Logger { return log.New(httpRemarks{l}, "", 0) }
-
-type httpRemarks struct{ log zerolog.Logger }
-
-func (r httpRemarks) Write(p []byte) (int, error) {
-	r.log.Warn().Msg(string(bytes.TrimSpace(p)))
-	return len(p), nil
 }
 
 // Status is the state of a server.

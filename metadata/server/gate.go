@@ -2,13 +2,14 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/instar-image/instar/internal/serving"
 )
 
 // gate counts connections, and turns away what is too many: in all, of one
@@ -21,70 +22,37 @@ type gate struct {
 	owner   func(from netip.Addr, l *Listen) string // the instance's id, "" if nobody's
 	refused func()
 
-	mu   sync.Mutex
-	open int
-	of   map[string]int // by owner
+	crowd serving.Crowd[string] // by owner
 }
 
 func (g *gate) enter(owner string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	most := g.each
 	if owner == "" {
 		most = g.strangers
 	}
-	if g.open >= g.total || g.of[owner] >= most {
-		return false
-	}
-	g.open++
-	g.of[owner]++
-	return true
+	return g.crowd.Enter(owner, most, g.total)
 }
 
-func (g *gate) leave(owner string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.open--
-	if g.of[owner]--; g.of[owner] == 0 {
-		delete(g.of, owner)
+// admit lets a connection in, under watch.
+func (g *gate) admit(c net.Conn, spec *Listen, w *watch) net.Conn {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil // no listener of ours makes others
 	}
-}
-
-// gated is a listener behind a gate.
-type gated struct {
-	net.Listener
-	spec  Listen
-	gate  *gate
-	watch *watch
-}
-
-func (l *gated) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		tcp, ok := c.(*net.TCPConn)
-		if !ok {
-			c.Close()
-			return nil, fmt.Errorf("%s is no TCP listener", l.spec.Name)
-		}
-		var from netip.Addr
-		if a, ok := tcp.RemoteAddr().(*net.TCPAddr); ok {
-			from = a.AddrPort().Addr().Unmap()
-		}
-		owner := l.gate.owner(from, &l.spec)
-		if !l.gate.enter(owner) {
-			tcp.SetLinger(0) // no state stays behind; a failure to set it costs only that
-			tcp.Close()
-			l.gate.refused()
-			continue
-		}
-		k := &counted{TCPConn: tcp, spec: &l.spec, watch: l.watch}
-		l.watch.add(k)
-		k.leave = sync.OnceFunc(func() { l.watch.remove(k); l.gate.leave(owner) })
-		return k, nil
+	var from netip.Addr
+	if a, ok := tcp.RemoteAddr().(*net.TCPAddr); ok {
+		from = a.AddrPort().Addr().Unmap()
 	}
+	owner := g.owner(from, spec)
+	if !g.enter(owner) {
+		tcp.SetLinger(0) // no state stays behind; a failure to set it costs only that
+		g.refused()
+		return nil
+	}
+	k := &counted{TCPConn: tcp, spec: spec, watch: w}
+	w.add(k)
+	k.leave = sync.OnceFunc(func() { w.remove(k); g.crowd.Leave(owner) })
+	return k
 }
 
 // watch ends connections whose time is over. It looks at all of them now and

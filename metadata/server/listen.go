@@ -9,8 +9,9 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
+
+	"github.com/instar-image/instar/internal/serving"
 )
 
 // Listen is a place to listen at.
@@ -91,33 +92,27 @@ func (l Listen) open(ctx context.Context) (net.Listener, error) {
 // activated returns the sockets that systemd hands over, named as in their
 // unit, and takes them out of the environment.
 func activated() ([]net.Listener, []Listen, error) {
-	byName, err := activation.ListenersWithNames()
+	given, err := serving.Activated("tcp")
 	if err != nil {
-		return nil, nil, fmt.Errorf("taking systemd's sockets: %w", err)
+		return nil, nil, err
 	}
 	var lns []net.Listener
 	var specs []Listen
-	for name, group := range byName {
-		for _, ln := range group {
-			tcp, ok := ln.(*net.TCPListener)
-			if !ok {
-				return nil, nil, fmt.Errorf("taking systemd's sockets: %s is no TCP socket: use ListenStream=ADDRESS:PORT", name)
-			}
-			spec := Listen{Name: name, Address: ln.Addr().String()}
-			raw, err := tcp.SyscallConn()
-			if err == nil {
-				err = raw.Control(func(fd uintptr) {
-					// BindToDevice= of the unit; none gives "".
-					dev, derr := unix.GetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
-					if derr == nil {
-						spec.Interface = dev
-					}
-				})
-			}
-			if err != nil {
-				return nil, nil, fmt.Errorf("taking systemd's sockets: %w", err)
-			}
-			lns, specs = append(lns, ln), append(specs, spec)
+	for _, g := range given {
+		spec := Listen{Name: g.Name, Address: g.Addr().String()}
+		raw, err := g.Listener.(syscall.Conn).SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) {
+				// BindToDevice= of the unit; none gives "".
+				dev, derr := unix.GetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+				if derr == nil {
+					spec.Interface = dev
+				}
+			})
+		}
+		lns, specs = append(lns, g.Listener), append(specs, spec)
+		if err != nil {
+			return lns, nil, fmt.Errorf("taking systemd's sockets: %w", err)
 		}
 	}
 	return lns, specs, nil

@@ -11,11 +11,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/instar-image/instar/internal/serving"
 	"github.com/instar-image/instar/metadata"
 )
 
@@ -85,6 +85,7 @@ type running struct {
 	o       Options
 	state   metadata.State
 	metrics *metrics
+	notify  *serving.Notifier
 	started time.Time
 	specs   []Listen
 	last    reloadResult
@@ -103,7 +104,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Metadata.Neighbours == nil {
 		o.Metadata.Neighbours = Neighbours()
 	}
-	r := &running{o: o, state: o.Metadata.State, started: time.Now()}
+	r := &running{o: o, state: o.Metadata.State, notify: serving.NewNotifier(o.Log), started: time.Now()}
 	r.metrics = newMetrics(func() int { return o.Metadata.Source.Instances().Len() })
 	tell := reporters{r.metrics}
 	var access *logBuffer
@@ -133,21 +134,22 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	r.specs = specs
-	var admin, control net.Listener
+	var parts []serving.Part // beside the listeners
 	if o.Admin != "" {
-		if admin, err = (&net.ListenConfig{}).Listen(ctx, "tcp", o.Admin); err != nil {
-			return fmt.Errorf("listening at %s for metrics and health: %w", o.Admin, err)
-		}
-		open = append(open, admin)
-	}
-	if o.Control != "" {
-		if control, err = listenControl(ctx, o.Control); err != nil {
+		p, err := r.admin().Listen(ctx, o.Admin, o.Log)
+		if err != nil {
 			return err
 		}
-		open = append(open, control)
+		open, parts = append(open, p.Listener), append(parts, p)
+	}
+	if o.Control != "" {
+		ln, err := listenControl(ctx, o.Control)
+		if err != nil {
+			return err
+		}
+		open, parts = append(open, ln), append(parts, serving.Part{Server: r.httpServer(r.controlHandler()), Listener: ln})
 	}
 
-	group, gctx := errgroup.WithContext(ctx)
 	// The log and the helpers outlive ctx until the last answer is given.
 	tail, stopTail := context.WithCancel(context.WithoutCancel(ctx))
 	var tailGroup errgroup.Group
@@ -162,7 +164,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}()
 
 	g := &gate{
-		total: o.Limits.Connections, each: o.Limits.PerInstance, strangers: o.Limits.Strangers, of: make(map[string]int), refused: r.metrics.turned.Inc,
+		total: o.Limits.Connections, each: o.Limits.PerInstance, strangers: o.Limits.Strangers, refused: r.metrics.turned.Inc,
 		owner: func(from netip.Addr, l *Listen) string { return handler.Owner(from, l.Name, l.Interface) },
 	}
 	w := newWatch(o.Limits.Write)
@@ -176,38 +178,24 @@ func Run(ctx context.Context, o Options) (err error) {
 		return metadata.ConnContext(context.WithValue(ctx, countedKey{}, k), c, k.spec.Name, k.spec.Interface)
 	}
 	srv.WriteTimeout = 0 // the connections see to that
-	servers := []*http.Server{srv}
-	serve := func(s *http.Server, ln net.Listener) {
-		group.Go(func() error {
-			if err := s.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("serving at %s: %w", ln.Addr(), err)
-			}
-			return nil
-		})
-	}
 	for i, ln := range lns {
-		serve(srv, &gated{Listener: ln, spec: specs[i], gate: g, watch: w})
+		in := &serving.Gate{Listener: ln, Admit: func(c net.Conn) net.Conn { return g.admit(c, &specs[i], w) }}
+		parts = append(parts, serving.Part{Server: srv, Listener: in})
 	}
-	if admin != nil {
-		s := r.httpServer(r.adminHandler())
-		servers = append(servers, s)
-		serve(s, admin)
-	}
-	if control != nil {
-		s := r.httpServer(r.controlHandler())
-		servers = append(servers, s)
-		serve(s, control)
-	}
+	var beside []func(context.Context) error
 	if o.Watch != nil {
-		group.Go(func() error { return o.Watch(gctx, r.reloaded) })
+		beside = append(beside, func(ctx context.Context) error { return o.Watch(ctx, r.reloaded) })
 	}
-	group.Go(func() error { return r.watchdog(gctx) })
-	group.Go(func() error {
-		<-gctx.Done()
-		return r.stop(servers)
+	return serving.Run(ctx, serving.Options{
+		Parts: parts, Beside: beside, Grace: o.Limits.Grace, Notifier: r.notify, Status: r.doing(),
+		Alive: func(context.Context) error { o.Metadata.Source.Instances(); return nil }, // takes the source's lock, if it has one
+		Ready: func() { r.ready(lns) },
 	})
-	r.ready(lns)
-	return group.Wait()
+}
+
+// doing says what the server does, in a line.
+func (r *running) doing() string {
+	return fmt.Sprintf("serving %d instances", r.o.Metadata.Source.Instances().Len())
 }
 
 func (r *running) listeners(ctx context.Context) ([]net.Listener, []Listen, error) {
@@ -242,15 +230,10 @@ func (r *running) listeners(ctx context.Context) ([]net.Listener, []Listen, erro
 
 func (r *running) httpServer(h http.Handler) *http.Server {
 	l := r.o.Limits
-	var p http.Protocols
-	p.SetHTTP1(true)
-	return &http.Server{
-		Handler: h, Protocols: &p, DisableGeneralOptionsHandler: true,
-		ReadHeaderTimeout: l.Header, ReadTimeout: l.Read, WriteTimeout: l.Write, IdleTimeout: l.Idle,
-		MaxHeaderBytes: l.HeaderBytes, ErrorLog: stdLog(r.o.Log),
-	}
+	return serving.NewServer(h, serving.Limits{Header: l.Header, Read: l.Read, Write: l.Write, Idle: l.Idle, HeaderBytes: l.HeaderBytes}, r.o.Log)
 }
 
+// ready says where requests are served.
 func (r *running) ready(lns []net.Listener) {
 	addrs := make([]net.Addr, len(lns))
 	for i, ln := range lns {
@@ -258,70 +241,23 @@ func (r *running) ready(lns []net.Listener) {
 		r.o.Log.Info().Str("listener", r.specs[i].Name).Str("address", ln.Addr().String()).
 			Str("interface", r.specs[i].Interface).Msg("serving instance metadata")
 	}
-	n := r.o.Metadata.Source.Instances().Len()
-	r.notify(fmt.Sprintf("%s\nSTATUS=serving %d instances", daemon.SdNotifyReady, n))
 	if r.o.Ready != nil {
 		r.o.Ready(addrs)
 	}
 }
 
-// notify tells systemd, where there is one.
-func (r *running) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		r.o.Log.Warn().Err(err).Msg("telling systemd")
-	}
-}
-
-// watchdog keeps systemd's watchdog quiet as long as the source answers.
-func (r *running) watchdog(ctx context.Context) error {
-	every, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || every == 0 {
-		return err
-	}
-	tick := time.NewTicker(every / 2)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			r.o.Metadata.Source.Instances()
-			r.notify(daemon.SdNotifyWatchdog)
-		}
-	}
-}
-
-func (r *running) stop(servers []*http.Server) error {
-	r.notify(daemon.SdNotifyStopping)
-	ctx, cancel := context.WithTimeout(context.Background(), r.o.Limits.Grace)
-	defer cancel()
-	var group errgroup.Group
-	for _, s := range servers {
-		group.Go(func() error {
-			if err := s.Shutdown(ctx); err != nil {
-				return s.Close() // the grace is over: whoever is left is cut off
+// admin is what those who run the server are told. It is alive whatever the
+// records: restarting would not mend those.
+func (r *running) admin() serving.Admin {
+	return serving.Admin{
+		Metrics: promhttp.HandlerFor(r.metrics.registry, promhttp.HandlerOpts{}),
+		Ready: func(context.Context) error {
+			if _, err := r.last.get(); err != nil { // old records are served
+				return errors.New("the last reload failed; 'instar metadata ctl status' says why")
 			}
 			return nil
-		})
+		},
 	}
-	return group.Wait()
-}
-
-// adminHandler serves metrics and health.
-func (r *running) adminHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics.registry, promhttp.HandlerOpts{}))
-	// Alive, whatever the records: restarting would not mend those.
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	// Ready, unless the last reload failed and old records are served.
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if _, err := r.last.get(); err != nil {
-			http.Error(w, "the last reload failed; 'instar metadata ctl status' says why", http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
-	return mux
 }
 
 // reloaded notes the result of a reload.
@@ -333,6 +269,6 @@ func (r *running) reloaded(err error) {
 		r.o.Log.Error().Err(err).Int("instances", n).Msg("the records were not reloaded: those of before are served")
 		return
 	}
-	r.notify(fmt.Sprintf("STATUS=serving %d instances", n))
+	r.notify.Status(r.doing())
 	r.o.Log.Info().Int("instances", n).Msg("records reloaded")
 }

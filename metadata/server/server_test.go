@@ -384,7 +384,7 @@ func TestControl(t *testing.T) {
 	if d, err := ctl.Show(ctx, "i-1"); err != nil || d.Live.Generation != 1 || d.Current.SpotAction == nil || d.Current.Lifecycle != "" {
 		t.Errorf("after a restart: %+v, %v", d, err)
 	}
-	if _, err := listenControl(ctx, filepath.Join(dir, "run", "ctl.sock")); err == nil || !strings.Contains(err.Error(), "another server") {
+	if _, err := listenControl(ctx, filepath.Join(dir, "run", "ctl.sock")); err == nil || !strings.Contains(err.Error(), "somebody serves at") {
 		t.Errorf("a second server on the control socket: %v", err)
 	}
 	precious := filepath.Join(dir, "precious")
@@ -495,19 +495,13 @@ func TestWatchFails(t *testing.T) {
 }
 
 func TestGate(t *testing.T) {
-	g := &gate{total: 5, each: 2, strangers: 1, of: make(map[string]int)}
+	g := &gate{total: 5, each: 2, strangers: 1}
 	got := []bool{g.enter("a"), g.enter("a"), g.enter("a"), g.enter(""), g.enter(""), g.enter("b"), g.enter("b"), g.enter("c")}
 	if want := []bool{true, true, false, true, false, true, true, false}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	g.leave("a")
+	g.crowd.Leave("a")
 	if !g.enter("c") {
 		t.Error("a place that was left is not free")
-	}
-	for _, who := range []string{"a", "b", "b", "c", ""} {
-		g.leave(who)
-	}
-	if len(g.of) != 0 || g.open != 0 {
-		t.Errorf("left over: %v, %d", g.of, g.open)
 	}
 }

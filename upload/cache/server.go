@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -15,11 +16,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
-	"golang.org/x/sync/errgroup"
 
+	"github.com/instar-image/instar/internal/serving"
 	"github.com/instar-image/instar/upload"
 )
 
@@ -30,7 +30,7 @@ type ServeOptions struct {
 	// Allow are the clients that are served, beside those of a unix socket and
 	// this machine's own addresses 127.0.0.0/8 and ::1; nil: no others.
 	Allow []netip.Prefix
-	// Admin serves /metrics and /healthz; nil: nobody does.
+	// Admin serves /metrics, /healthz and /readyz; nil: nobody does.
 	Admin net.Listener
 	// PerClient is how many connections one client address may have; 0: 256.
 	// Clients of a unix socket are not told apart and have 4096 together.
@@ -61,87 +61,32 @@ func Serve(ctx context.Context, o ServeOptions) error {
 		o.PerClient = 256
 	}
 	s := &server{o: o, metrics: newMetrics(o.Cache)}
-	group, gctx := errgroup.WithContext(ctx)
-	main := s.http(s)
-	// Requests end with the server: what they wait for may take a store's time.
-	main.BaseContext = func(net.Listener) context.Context { return gctx }
-	servers := []*http.Server{main}
-	run := func(h *http.Server, l net.Listener) {
-		group.Go(func() error {
-			if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("serving at %s: %w", l.Addr(), err)
-			}
-			return nil
-		})
-	}
-	gate := &gate{o: &o, of: map[netip.Addr]int{}, refused: s.metrics.refused.Inc}
+	main := serving.NewServer(s, serving.Limits{Header: headerTime, Read: headerTime, Idle: idleTime, HeaderBytes: 16 << 10}, o.Log)
+	var parts []serving.Part
 	for _, l := range o.Listeners {
-		run(main, &gated{Listener: l, gate: gate})
-		o.Log.Info().Str("address", l.Addr().String()).Msg("serving the cache")
+		// Requests end with the server: what they wait for may take a store's time.
+		parts = append(parts, serving.Part{Server: main, Listener: &serving.Gate{Listener: l, Admit: s.admit}, EndRequests: true})
 	}
 	if o.Admin != nil {
-		mux := http.NewServeMux()
-		mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
-		mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-		admin := s.http(mux)
-		servers = append(servers, admin)
-		run(admin, o.Admin)
+		a := serving.Admin{Metrics: promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{})}
+		parts = append(parts, a.Part(o.Admin, o.Log))
 	}
-	group.Go(func() error { return s.watchdog(gctx) })
-	group.Go(func() error {
-		<-gctx.Done()
-		s.notify(daemon.SdNotifyStopping)
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceTime)
-		defer cancel()
-		for _, h := range servers {
-			if err := h.Shutdown(end); err != nil {
-				h.Close() // whoever is left is cut off
+	return serving.Run(ctx, serving.Options{
+		Parts: parts, Grace: graceTime, Notifier: serving.NewNotifier(o.Log), Status: "serving the cache",
+		Alive: func(context.Context) error { o.Cache.Stats(); return nil }, // takes the lock that everything takes
+		Ready: func() {
+			for _, l := range o.Listeners {
+				o.Log.Info().Str("address", l.Addr().String()).Msg("serving the cache")
 			}
-		}
-		return nil
+		},
 	})
-	s.notify(daemon.SdNotifyReady)
-	return group.Wait()
 }
 
 type server struct {
 	o       ServeOptions
 	metrics *metrics
 	logging sync.Mutex
-}
-
-func (s *server) http(h http.Handler) *http.Server {
-	var p http.Protocols
-	p.SetHTTP1(true)
-	return &http.Server{
-		Handler: h, Protocols: &p, DisableGeneralOptionsHandler: true,
-		ReadHeaderTimeout: headerTime, ReadTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: 16 << 10,
-	}
-}
-
-// notify tells systemd, where there is one.
-func (s *server) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		s.o.Log.Warn().Err(err).Msg("telling systemd")
-	}
-}
-
-func (s *server) watchdog(ctx context.Context) error {
-	every, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || every == 0 {
-		return err
-	}
-	tick := time.NewTicker(every / 2)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			s.o.Cache.Stats() // takes the lock that everything takes
-			s.notify(daemon.SdNotifyWatchdog)
-		}
-	}
+	crowd   serving.Crowd[netip.Addr] // zero Addr: those of unix sockets
 }
 
 // ServeHTTP answers one request.
@@ -309,72 +254,25 @@ func (s *server) log(r *http.Request, a *answer) {
 // cut keeps a log's lines from growing without end.
 func cut(s string) string { return s[:min(len(s), 300)] }
 
-// gate counts connections and knows who may have one.
-type gate struct {
-	o       *ServeOptions
-	refused func()
-	mu      sync.Mutex
-	of      map[netip.Addr]int // zero Addr: those of unix sockets
-}
-
 // Allowed tells whether a client at an address is served.
 func Allowed(allow []netip.Prefix, a netip.Addr) bool {
 	return a.IsLoopback() || slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-func (g *gate) enter(c net.Conn) (netip.Addr, bool) {
+// admit lets in who may have a connection, or another one.
+func (s *server) admit(c net.Conn) net.Conn {
 	var from netip.Addr
 	most := unixMost
 	if t, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-		from, most = t.AddrPort().Addr().Unmap().WithZone(""), g.o.PerClient
-		if !Allowed(g.o.Allow, from) {
-			return from, false
+		from, most = t.AddrPort().Addr().Unmap().WithZone(""), s.o.PerClient
+		if !Allowed(s.o.Allow, from) {
+			s.metrics.refused.Inc()
+			return nil
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.of[from] >= most {
-		return from, false
+	if !s.crowd.Enter(from, most, math.MaxInt) {
+		s.metrics.refused.Inc()
+		return nil
 	}
-	g.of[from]++
-	return from, true
-}
-
-func (g *gate) leave(from netip.Addr) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.of[from]--; g.of[from] <= 0 {
-		delete(g.of, from)
-	}
-}
-
-// gated accepts those whom the gate lets in, and closes others at once.
-type gated struct {
-	net.Listener
-	gate *gate
-}
-
-func (l *gated) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		from, ok := l.gate.enter(c)
-		if ok {
-			return &counted{Conn: c, leave: sync.OnceFunc(func() { l.gate.leave(from) })}, nil
-		}
-		l.gate.refused()
-		c.Close()
-	}
-}
-
-type counted struct {
-	net.Conn
-	leave func()
-}
-
-func (c *counted) Close() error {
-	c.leave()
-	return c.Conn.Close()
+	return serving.OnClose(c, func() { s.crowd.Leave(from) })
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -84,14 +83,6 @@ func (c *counter) Write(p []byte) (int, error) {
 	n, err := c.ResponseWriter.Write(p)
 	c.bytes += n
 	return n, err
-}
-
-// httpErrors takes what net/http has to say.
-type httpErrors struct{ log zerolog.Logger }
-
-func (h httpErrors) Write(p []byte) (int, error) {
-	h.log.Debug().Msg(strings.TrimSpace(string(p)))
-	return len(p), nil
 }
 
 // metrics are what Prometheus is told. Labels are names of actions and codes of

@@ -14,18 +14,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
-	"golang.org/x/sync/errgroup"
 
+	"github.com/instar-image/instar/internal/serving"
 	"github.com/instar-image/instar/upload/catalog/ec2api"
 	"github.com/instar-image/instar/upload/catalog/web"
 )
@@ -124,59 +122,52 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	group, gctx := errgroup.WithContext(ctx)
-	srv := httpServer(&o, route(api, page))
-	servers := []*http.Server{srv}
-	serve := func(s *http.Server, ln net.Listener) {
-		group.Go(func() error {
-			if err := s.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("serving at %s: %w", ln.Addr(), err)
-			}
+	l := o.Limits
+	srv := serving.NewServer(route(api, page), serving.Limits{Header: l.Header, Read: l.Read, Write: l.Write, Idle: l.Idle, HeaderBytes: l.HeaderBytes}, o.Log)
+	var crowd serving.Crowd[struct{}]
+	admit := func(c net.Conn) net.Conn {
+		if !crowd.Enter(struct{}{}, l.Connections, l.Connections) {
+			m.turned.Inc()
 			return nil
-		})
+		}
+		return serving.OnClose(c, func() { crowd.Leave(struct{}{}) })
 	}
-	slots := make(chan struct{}, o.Limits.Connections)
+	var parts []serving.Part
 	for _, ln := range lns {
-		ln = &limited{Listener: ln, slots: slots, refused: m.turned.Inc}
+		in := net.Listener(&serving.Gate{Listener: ln, Admit: admit})
 		if o.TLSCert != "" {
 			c, err := newCertificate(o.TLSCert, o.TLSKey)
 			if err != nil {
 				return err
 			}
-			ln = tls.NewListener(ln, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get, NextProtos: []string{"http/1.1"}})
+			in = tls.NewListener(in, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get, NextProtos: []string{"http/1.1"}})
 		}
-		serve(srv, ln)
+		parts = append(parts, serving.Part{Server: srv, Listener: in})
 	}
 	if o.Admin != "" {
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Admin)
+		p, err := admin(&o, m).Listen(ctx, o.Admin, o.Log)
 		if err != nil {
-			return fmt.Errorf("listening at %s for metrics and health: %w", o.Admin, err)
+			return err
 		}
-		defer ln.Close()
-		s := httpServer(&o, admin(&o, m))
-		servers = append(servers, s)
-		serve(s, ln)
+		parts = append(parts, p)
 	}
-	group.Go(func() error {
-		api.Work(gctx, o.Limits.Settle, func(err error) { o.Log.Error().Err(err).Msg("it is tried again") })
-		return nil
+	return serving.Run(ctx, serving.Options{
+		Parts: parts, Grace: l.Grace, Notifier: serving.NewNotifier(o.Log), Status: "serving the catalog of " + o.API.Region,
+		Beside: []func(context.Context) error{func(ctx context.Context) error {
+			api.Work(ctx, l.Settle, func(err error) { o.Log.Error().Err(err).Msg("it is tried again") })
+			return nil
+		}},
+		Ready: func() {
+			addrs := make([]net.Addr, len(lns))
+			for i, ln := range lns {
+				addrs[i] = ln.Addr()
+				o.Log.Info().Str("address", ln.Addr().String()).Str("region", o.API.Region).Bool("tls", o.TLSCert != "").Msg("serving the catalog")
+			}
+			if o.Ready != nil {
+				o.Ready(addrs)
+			}
+		},
 	})
-	group.Go(func() error { return watchdog(gctx, &o) })
-	group.Go(func() error {
-		<-gctx.Done()
-		notify(&o, daemon.SdNotifyStopping)
-		return stop(servers, o.Limits.Grace)
-	})
-	addrs := make([]net.Addr, len(lns))
-	for i, ln := range lns {
-		addrs[i] = ln.Addr()
-		o.Log.Info().Str("address", ln.Addr().String()).Str("region", o.API.Region).Bool("tls", o.TLSCert != "").Msg("serving the catalog")
-	}
-	notify(&o, daemon.SdNotifyReady+"\nSTATUS=serving the catalog of "+o.API.Region)
-	if o.Ready != nil {
-		o.Ready(addrs)
-	}
-	return group.Wait()
 }
 
 // route tells requests of the API from those of people.
@@ -191,93 +182,45 @@ func route(api, page http.Handler) http.Handler {
 	})
 }
 
-func httpServer(o *Options, h http.Handler) *http.Server {
-	l := o.Limits
-	var p http.Protocols
-	p.SetHTTP1(true)
-	return &http.Server{
-		Handler: h, Protocols: &p, DisableGeneralOptionsHandler: true,
-		ReadHeaderTimeout: l.Header, ReadTimeout: l.Read, WriteTimeout: l.Write, IdleTimeout: l.Idle,
-		MaxHeaderBytes: l.HeaderBytes, ErrorLog: log.New(httpErrors{o.Log}, "", 0),
-	}
-}
-
-// listen opens the places to listen at.
+// listen opens the places to listen at, and takes those that systemd hands over:
+// one of these that is named too is there already.
 func listen(ctx context.Context, o *Options) (lns []net.Listener, err error) {
+	var given []serving.Given
+	if o.Activation {
+		if given, err = serving.Activated("tcp", "unix"); err != nil {
+			return nil, err
+		}
+	}
 	for _, a := range o.Listen {
+		if slices.ContainsFunc(given, func(g serving.Given) bool { return g.Addr().String() == a }) {
+			continue
+		}
 		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a)
 		if err != nil {
-			return lns, fmt.Errorf("listening at %s: %w", a, err)
+			return append(lns, listeners(given)...), fmt.Errorf("listening at %s: %w", a, err)
 		}
 		lns = append(lns, ln)
 	}
-	if o.Activation {
-		given, err := activation.Listeners()
-		if err != nil {
-			return lns, fmt.Errorf("taking systemd's sockets: %w", err)
-		}
-		lns = append(lns, given...)
-	}
+	lns = append(lns, listeners(given)...)
 	if len(lns) == 0 {
 		return nil, errors.New("catalog server: no place to listen at: give --listen 127.0.0.1:8773")
 	}
 	return lns, nil
 }
 
-// admin serves metrics and health.
-func admin(o *Options, m *metrics) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	// Ready, as long as the catalog can be read and is right.
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
-		defer cancel()
-		if _, err := o.API.Catalog.View(ctx); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
-	return mux
+func listeners(given []serving.Given) []net.Listener {
+	lns := make([]net.Listener, len(given))
+	for i, g := range given {
+		lns[i] = g.Listener
+	}
+	return lns
 }
 
-// notify tells systemd, where there is one.
-func notify(o *Options, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		o.Log.Warn().Err(err).Msg("telling systemd")
+// admin is what those who run the server are told. It is ready as long as the
+// catalog can be read and is right.
+func admin(o *Options, m *metrics) serving.Admin {
+	return serving.Admin{
+		Metrics: promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}),
+		Ready:   func(ctx context.Context) error { _, err := o.API.Catalog.View(ctx); return err },
 	}
-}
-
-// watchdog keeps systemd's watchdog quiet.
-func watchdog(ctx context.Context, o *Options) error {
-	every, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || every == 0 {
-		return err
-	}
-	tick := time.NewTicker(every / 2)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			notify(o, daemon.SdNotifyWatchdog)
-		}
-	}
-}
-
-func stop(servers []*http.Server, grace time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.Background(), grace)
-	defer cancel()
-	var group errgroup.Group
-	for _, s := range servers {
-		group.Go(func() error {
-			if err := s.Shutdown(ctx); err != nil {
-				return s.Close() // the grace is over: whoever is left is cut off
-			}
-			return nil
-		})
-	}
-	return group.Wait()
 }

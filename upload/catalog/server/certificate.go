@@ -3,45 +3,10 @@ package server
 import (
 	"crypto/tls"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"time"
 )
-
-// limited lets in as many connections as there are slots, and closes the others
-// at once: who waits in the kernel's queue does not know why.
-type limited struct {
-	net.Listener
-	slots   chan struct{}
-	refused func()
-}
-
-func (l *limited) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case l.slots <- struct{}{}:
-			return &slot{Conn: c, leave: sync.OnceFunc(func() { <-l.slots })}, nil
-		default:
-			l.refused()
-			c.Close()
-		}
-	}
-}
-
-type slot struct {
-	net.Conn
-	leave func()
-}
-
-func (s *slot) Close() error {
-	s.leave()
-	return s.Conn.Close()
-}
 
 // certificate is read anew when its files change.
 type certificate struct {
