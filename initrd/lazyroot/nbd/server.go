@@ -37,16 +37,28 @@ type Mapper interface {
 	NextZero(ctx context.Context, off, to int64) (zero bool, end int64, err error)
 }
 
+// Localizer is a device that can tell which requests wait for nothing far away.
+// Those are carried out however many others wait.
+type Localizer interface {
+	// Local tells whether a request, of a write or else of a read, needs nothing
+	// but what is at hand. What is so stays so.
+	Local(off, n int64, write bool) bool
+}
+
 // Options of a server. The zero value is usable.
 type Options struct {
 	// Name of the export, of at most 4096 bytes; "" too is answered with it.
 	Name        string
 	Description string // for people
-	// Requests is how many of one client are under way at a time; 0 is 32. Memory
-	// is how many bytes they may be of, together; 0 is 16 MiB. A larger one is
-	// alone.
+	// Requests is how many of one client are under way at a time; 0 is 32. If the
+	// device is a [Localizer], so many of those that are local, and so many of the
+	// others, of which 16,384 more may wait.
 	Requests int
-	Memory   int64
+	// Memory is how many bytes they may be of, together; 0 is 16 MiB. Of a
+	// Localizer's half is for those that are local, a quarter for the others, and a
+	// quarter for what clients want written that is not: when that is used up, nothing
+	// more is read from the client. A request that is larger is alone.
+	Memory int64
 	// MultiConn tells clients that several connections see each other's
 	// writes once flushed. It is true of every Device that is one for all of them.
 	MultiConn bool

@@ -21,8 +21,10 @@ type connection struct {
 	s      *server
 	c      net.Conn
 	agreed session
-	slots  chan struct{}
+	slots  chan struct{} // of requests that are local
 	memory *semaphore.Weighted
+	limit  int64 // bytes of memory
+	far    *queue
 
 	mu  sync.Mutex // of writing
 	bad error      // the first error of writing
@@ -32,7 +34,13 @@ type connection struct {
 var errGone = errors.New("the client is gone")
 
 func (s *server) transmit(ctx context.Context, c net.Conn, agreed session) error {
-	n := &connection{s: s, c: c, agreed: agreed, slots: make(chan struct{}, s.o.Requests), memory: semaphore.NewWeighted(s.o.Memory)}
+	n := &connection{s: s, c: c, agreed: agreed, slots: make(chan struct{}, s.o.Requests), limit: s.o.Memory}
+	n.far = newQueue(s.o.Requests, s.o.Memory/4)
+	local, _ := s.dev.(Localizer)
+	if local != nil {
+		n.limit = s.o.Memory / 2
+	}
+	n.memory = semaphore.NewWeighted(n.limit)
 	// What is under way may end when ctx does; then it is cut off.
 	inner, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
@@ -45,11 +53,12 @@ func (s *server) transmit(ctx context.Context, c net.Conn, agreed session) error
 	})
 	defer stop()
 	var all sync.WaitGroup
-	err := n.requests(inner, &all)
-	if errors.Is(err, errGone) || errors.Is(err, errProtocol) {
+	err := n.requests(inner, local, &all)
+	if ctx.Err() == nil && (errors.Is(err, errGone) || errors.Is(err, errProtocol)) {
 		cut() // nobody hears the answers
 	}
 	all.Wait()
+	n.far.wait()
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -65,7 +74,7 @@ func (s *server) transmit(ctx context.Context, c net.Conn, agreed session) error
 }
 
 // requests reads requests until the client says that it goes.
-func (n *connection) requests(ctx context.Context, all *sync.WaitGroup) error {
+func (n *connection) requests(ctx context.Context, local Localizer, all *sync.WaitGroup) error {
 	in := bufio.NewReaderSize(n.c, 64<<10)
 	for {
 		var head [requestSize]byte
@@ -89,29 +98,79 @@ func (n *connection) requests(ctx context.Context, all *sync.WaitGroup) error {
 			n.fail(r, errno, "")
 			continue
 		}
-		weight := int64(0)
-		if r.command == cmdRead || r.command == cmdWrite {
-			weight = min(int64(r.length), n.s.o.Memory)
+		if local != nil && r.command != cmdFlush && !local.Local(int64(r.offset), int64(r.length), r.changes()) {
+			err = n.later(ctx, r, in)
+		} else {
+			err = n.now(ctx, r, in, all)
 		}
-		n.slots <- struct{}{}
-		if err := n.memory.Acquire(ctx, weight); err != nil {
-			return fmt.Errorf("%w: %w", errGone, err)
+		if err != nil {
+			return err
 		}
-		var data []byte
-		if weight > 0 {
-			data = buffer(int(r.length))
-		}
-		if r.command == cmdWrite {
-			if _, err := io.ReadFull(in, data); err != nil {
-				return fmt.Errorf("%w: %w", errGone, err)
-			}
-		}
-		all.Go(func() {
-			n.do(ctx, r, data)
-			n.memory.Release(weight)
-			<-n.slots
-		})
 	}
+}
+
+// now begins a request, when others have ended that it has to wait for.
+func (n *connection) now(ctx context.Context, r request, in io.Reader, all *sync.WaitGroup) error {
+	weight := min(r.weight(), n.limit)
+	n.slots <- struct{}{}
+	if err := n.memory.Acquire(ctx, weight); err != nil {
+		return fmt.Errorf("%w: %w", errGone, err)
+	}
+	data, err := r.payload(in)
+	if err != nil {
+		return err
+	}
+	all.Go(func() {
+		n.do(ctx, r, data)
+		n.memory.Release(weight)
+		<-n.slots
+	})
+	return nil
+}
+
+// later has a request begun when it is its turn among those that may have to
+// wait long. What it is to write is read here: the next request is behind it.
+func (n *connection) later(ctx context.Context, r request, in io.Reader) error {
+	if err := n.far.admit(ctx, r); err != nil {
+		return fmt.Errorf("%w: %w", errGone, err)
+	}
+	data, err := r.payload(in)
+	if err != nil {
+		return err
+	}
+	n.far.add(waiting{r: r, do: func() { n.do(ctx, r, data) }})
+	return nil
+}
+
+// changes tells whether a request writes.
+func (r *request) changes() bool {
+	return r.command == cmdWrite || r.command == cmdTrim || r.command == cmdWriteZeroes
+}
+
+// cacheBytes is how much is read at a time of what is to be cached.
+const cacheBytes = 1 << 20
+
+// weight is how many bytes of memory carrying out a request takes.
+func (r *request) weight() int64 {
+	switch r.command {
+	case cmdRead, cmdWrite:
+		return int64(r.length)
+	case cmdCache:
+		return min(int64(r.length), cacheBytes)
+	}
+	return 0
+}
+
+// payload reads what a request writes; nil if it is another.
+func (r *request) payload(in io.Reader) ([]byte, error) {
+	if r.command != cmdWrite {
+		return nil, nil
+	}
+	data := buffer(int(r.length))
+	if _, err := io.ReadFull(in, data); err != nil {
+		return nil, fmt.Errorf("%w: %w", errGone, err)
+	}
+	return data, nil
 }
 
 // do carries a request out and answers it.
@@ -120,6 +179,7 @@ func (n *connection) do(ctx context.Context, r request, data []byte) {
 	var err error
 	switch r.command {
 	case cmdRead:
+		data = buffer(int(length))
 		if err = dev.ReadAt(ctx, data, off); err == nil {
 			n.data(r, data)
 			return
@@ -157,7 +217,7 @@ func (n *connection) do(ctx context.Context, r request, data []byte) {
 
 // cache has the device read what will be wanted.
 func (n *connection) cache(ctx context.Context, off, length int64) error {
-	b := buffer(int(min(length, 1<<20)))
+	b := buffer(int(min(length, cacheBytes)))
 	for length > 0 {
 		k := min(length, int64(len(b)))
 		if err := n.s.dev.ReadAt(ctx, b[:k], off); err != nil {
