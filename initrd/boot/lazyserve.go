@@ -20,7 +20,6 @@ import (
 	"github.com/instar-image/instar/initrd/lazyroot/netkeep"
 	"github.com/instar-image/instar/initrd/lazyroot/resident"
 	"github.com/instar-image/instar/metadata/ticket"
-	"github.com/instar-image/instar/upload/cache/cacheclient"
 )
 
 // lazyConfig is all that the server of a lazy root is told: it sees no file of
@@ -229,34 +228,6 @@ func (c *lazyConfig) open(ctx context.Context, client *ticket.Client, disk lazyr
 	}
 	dev, err = lazyroot.Open(ctx, o)
 	return dev, store, err
-}
-
-// sources are where the image comes from: a cache beside this machine, if the
-// ticket names one, then the store.
-func (c *lazyConfig) sources(store *packSource, say func(string, ...any)) []lazyroot.NamedSource {
-	list := []lazyroot.NamedSource{{Name: "store", Source: store}}
-	if c.Ticket.Cache == "" {
-		return list
-	}
-	cache, err := cacheclient.New(c.Ticket.Cache)
-	if err != nil {
-		say("root: warning: the ticket's cache is not used: %v", err)
-		return list
-	}
-	return append([]lazyroot.NamedSource{{Name: "cache", Source: &cacheSource{cache}, Hint: true}}, list...)
-}
-
-// cacheSource reads an image's objects from a cache.
-type cacheSource struct{ c *cacheclient.Client }
-
-// ReadPack reads a range of a pack.
-func (s *cacheSource) ReadPack(ctx context.Context, n chunked.Name, off int64, p []byte) error {
-	return s.c.ReadRange(ctx, chunked.PackKey(n), off, p)
-}
-
-// ReadIndex reads an index object.
-func (s *cacheSource) ReadIndex(ctx context.Context, n chunked.Name, size int64) ([]byte, error) {
-	return s.c.Get(ctx, chunked.IndexObjectKey(n), size)
 }
 
 // maxPrefetch is how much of a trace is fetched without regard to what the

@@ -121,6 +121,13 @@ func (c *Client) Size(ctx context.Context, key string) (int64, error) {
 	return c.get(ctx, key, 0, p[:], false)
 }
 
+// ReadAgain is ReadRange after bytes came from the cache that were not those of
+// the object: it first compares what it keeps with the object's name.
+func (c *Client) ReadAgain(ctx context.Context, key string, off int64, p []byte) error {
+	_, err := c.get(ctx, key, off, p, true)
+	return err
+}
+
 // Distrust has the cache compare what it keeps of an object with its name, after
 // bytes came from it that were not those of the object.
 func (c *Client) Distrust(ctx context.Context, key string) error {
