@@ -69,9 +69,13 @@ func (f *fetcher) try(ctx context.Context, what, name, span string, limit int64,
 			}
 			wait = min(2*wait, 5*time.Second)
 		}
-		req, stamp, err := f.access.request(ctx, name)
-		if err != nil {
-			return nil, final(err)
+		req, stamp, err := f.access.find(ctx, name)
+		switch {
+		case errors.Is(err, errNoURL) && !errors.Is(err, errFinal):
+			last = err
+			continue
+		case err != nil:
+			return nil, final(fmt.Errorf("%s: %w", what, err))
 		}
 		if span != "" {
 			req.Header.Set("Range", span)

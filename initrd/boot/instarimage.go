@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/keys"
@@ -206,9 +207,20 @@ type packSource struct {
 	f    *fetcher
 	kept map[chunked.Name][]byte // index objects that need not be fetched
 
-	mu    sync.Mutex
-	moved map[chunked.Name]*chunked.Moved
+	mu     sync.Mutex
+	moved  map[chunked.Name]fate
+	asking map[chunked.Name]chan struct{} // closed when the store has answered
 }
+
+// fate is what became of a pack.
+type fate struct {
+	moved *chunked.Moved // nil: nothing was known
+	asked time.Time
+}
+
+// unknownTime is how long it is not asked again what became of a pack of which
+// nothing was known: a root may lie on it for days.
+const unknownTime = time.Minute
 
 // ReadPack reads a range of a pack.
 func (s *packSource) ReadPack(ctx context.Context, n chunked.Name, off int64, p []byte) error {
@@ -216,7 +228,7 @@ func (s *packSource) ReadPack(ctx context.Context, n chunked.Name, off int64, p 
 		return nil
 	}
 	s.mu.Lock()
-	gone := s.moved[n] != nil
+	gone := s.moved[n].moved != nil
 	s.mu.Unlock()
 	if gone {
 		return fmt.Errorf("pack %s was moved: %w", n, chunked.ErrMissing)
@@ -237,27 +249,13 @@ func (s *packSource) ReadIndex(ctx context.Context, n chunked.Name, size int64) 
 
 // Moved tells where garbage collection has put a chunk since the manifest was made.
 func (s *packSource) Moved(ctx context.Context, at chunked.Location) (chunked.Location, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, known := s.moved[at.Pack]
-	if !known {
-		data, err := s.f.object(ctx, "what became of pack "+at.Pack.String()[:8], chunked.MovedKey(at.Pack), chunked.MaxMoved, func([]byte) bool { return true })
-		if err != nil && !notThere(err) {
-			return chunked.Location{}, err
-		}
-		if errors.Is(err, errWithheld) {
-			// Nor was the pack given: but that may pass, and is not remembered.
-			return chunked.Location{}, fmt.Errorf("what was at %d of pack %s: %w (%w)", at.Offset, at.Pack, chunked.ErrNotMoved, err)
-		}
-		if err == nil {
-			if m, err = chunked.DecodeMoved(at.Pack, data); err != nil {
-				return chunked.Location{}, err
-			}
-		}
-		if s.moved == nil {
-			s.moved = make(map[chunked.Name]*chunked.Moved)
-		}
-		s.moved[at.Pack] = m
+	m, err := s.became(ctx, at.Pack)
+	if errors.Is(err, errWithheld) {
+		// Nor was the pack given: but that may pass, and is not remembered.
+		return chunked.Location{}, fmt.Errorf("what was at %d of pack %s: %w (%w)", at.Offset, at.Pack, chunked.ErrNotMoved, err)
+	}
+	if err != nil {
+		return chunked.Location{}, err
 	}
 	if m != nil {
 		if to, ok := m.Lookup(at.Offset); ok {
@@ -265,6 +263,59 @@ func (s *packSource) Moved(ctx context.Context, at chunked.Location) (chunked.Lo
 		}
 	}
 	return chunked.Location{}, fmt.Errorf("what was at %d of pack %s: %w", at.Offset, at.Pack, chunked.ErrNotMoved)
+}
+
+// became tells what became of a pack: nil if nothing is known of it. The store is
+// asked once, and others read on meanwhile.
+func (s *packSource) became(ctx context.Context, pack chunked.Name) (m *chunked.Moved, err error) {
+	asked := make(chan struct{})
+	for {
+		s.mu.Lock()
+		last, known := s.moved[pack]
+		known = known && (last.moved != nil || time.Since(last.asked) < unknownTime)
+		busy := s.asking[pack]
+		mine := !known && busy == nil
+		if mine {
+			if s.moved == nil {
+				s.moved, s.asking = make(map[chunked.Name]fate), make(map[chunked.Name]chan struct{})
+			}
+			s.asking[pack] = asked
+		}
+		s.mu.Unlock()
+		if known {
+			return last.moved, nil
+		}
+		if mine {
+			break
+		}
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.asking, pack)
+		if err == nil {
+			s.moved[pack] = fate{m, time.Now()}
+		}
+		close(asked)
+	}()
+	data, err := s.f.object(ctx, "what became of pack "+pack.String()[:8], chunked.MovedKey(pack), chunked.MaxMoved, func([]byte) bool { return true })
+	switch {
+	case errors.Is(err, errNoURL) && notThere(err):
+		s.f.say("root: warning: pack %s is gone or wrong, and the ticket has no URL for what became of it. If it was repacked, the metadata server must be let list the store's %s, or the record give launch.credentials.sts", pack.String()[:8], chunked.MovedFolder)
+		return nil, nil
+	case errors.Is(err, errWithheld):
+		return nil, err
+	case notThere(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return chunked.DecodeMoved(pack, data)
 }
 
 // missing says in chunked's words that an object is not there.

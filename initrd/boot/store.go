@@ -51,6 +51,25 @@ type access struct {
 	stamp int // counts renewals
 }
 
+// errNoURL: the ticket gives no access to an object.
+var errNoURL = errors.New("the ticket has neither a URL for it nor credentials")
+
+// find makes the request for an object, with a fresh ticket if the one at hand
+// has no URL for it: what became of a pack may be known only since. [errNoURL] that
+// is not final says that there was no fresh ticket.
+func (a *access) find(ctx context.Context, object string) (req *http.Request, stamp int, err error) {
+	if req, stamp, err = a.request(ctx, object); !errors.Is(err, errNoURL) {
+		return req, stamp, err
+	}
+	if rerr := a.renew(ctx, stamp); rerr != nil {
+		return nil, 0, fmt.Errorf("%w, and is not renewed: %w", err, rerr)
+	}
+	if req, stamp, err = a.request(ctx, object); errors.Is(err, errNoURL) {
+		return nil, 0, final(fmt.Errorf("%w: %w", err, errNotThere))
+	}
+	return req, stamp, err
+}
+
 // request makes the request for an object: by its presigned URL, else signed
 // with the ticket's credentials. stamp is for renew.
 func (a *access) request(ctx context.Context, object string) (req *http.Request, stamp int, err error) {
@@ -63,7 +82,7 @@ func (a *access) request(ctx context.Context, object string) (req *http.Request,
 		return req, a.stamp, nil
 	}
 	if a.t.Credentials == nil {
-		return nil, 0, fmt.Errorf("the ticket has neither a URL for %s nor credentials: %w", object, errNotThere)
+		return nil, a.stamp, fmt.Errorf("%s: %w", object, errNoURL)
 	}
 	u, region, err := objectURL(a.t, object)
 	if err != nil {
@@ -84,6 +103,9 @@ func (a *access) renew(ctx context.Context, stamp int) error {
 	defer a.mu.Unlock()
 	if stamp != a.stamp {
 		return nil
+	}
+	if a.client == nil {
+		return final(errors.New("nobody gives tickets"))
 	}
 	fresh, err := a.client.Claim(ctx)
 	if err != nil {

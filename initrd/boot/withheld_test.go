@@ -2,15 +2,12 @@ package boot
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"filippo.io/age"
 
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/metadata/ticket"
@@ -39,30 +36,12 @@ func TestWithheld(t *testing.T) {
 		Credentials: &ticket.Credentials{AccessKeyID: "a", SecretAccessKey: "b", Expiration: far},
 	}
 	var dead atomic.Bool
-	metadata := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodPut {
-			w.Header().Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "60")
-			w.Write([]byte("token"))
-			return
+	client := ticketServer(t, func() *ticket.Ticket {
+		if dead.Load() {
+			return nil
 		}
-		var q ticket.Request
-		if dead.Load() || json.NewDecoder(r.Body).Decode(&q) != nil {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		recipient, err := age.ParseX25519Recipient(q.Recipient)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		sealed, err := age.Encrypt(w, recipient)
-		if err != nil || json.NewEncoder(sealed).Encode(&tk) != nil || sealed.Close() != nil {
-			t.Error("the ticket is not given")
-		}
-	}))
-	defer metadata.Close()
-	client, err := ticket.New(metadata.URL, ticket.Options{AnyPort: true, Timeout: time.Minute})
-	check(t, err)
+		return &tk
+	})
 	given := tk
 	said := &console{}
 	s := &packSource{f: &fetcher{client: http.DefaultClient, stall: time.Minute, say: said.say, access: &access{client: client, t: &given}}}

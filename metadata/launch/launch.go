@@ -48,7 +48,8 @@ type Options struct {
 
 // Launcher gives out tickets. It is made by [New].
 type Launcher struct {
-	o Options
+	o       Options
+	targets targets
 
 	mu   sync.Mutex
 	busy map[string]bool // instances whose claim is being answered
@@ -95,7 +96,7 @@ func (l *Launcher) Claim(ctx context.Context, in *metadata.Instance, body []byte
 		return nil, refuse(http.StatusTooManyRequests, "another claim of this instance is being answered")
 	}
 	defer l.end(in.ID)
-	t, err := l.make(ctx, in)
+	t, remark, err := l.make(ctx, in)
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +134,9 @@ func (l *Launcher) Claim(ctx context.Context, in *metadata.Instance, body []byte
 	})
 	if err != nil {
 		return nil, err
+	}
+	if remark != "" {
+		note += "; " + remark
 	}
 	metadata.Note(ctx, note)
 	return sealed.Bytes(), nil
@@ -226,10 +230,10 @@ func digest(s string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// make assembles the ticket.
-func (l *Launcher) make(ctx context.Context, in *metadata.Instance) (*ticket.Ticket, error) {
+// make assembles the ticket. remark is for the log.
+func (l *Launcher) make(ctx context.Context, in *metadata.Instance) (t *ticket.Ticket, remark string, err error) {
 	r := in.Launch
-	t := &ticket.Ticket{
+	t = &ticket.Ticket{
 		Version: ticket.Version, InstanceID: in.ID, Format: r.Format, Mode: ticket.Mode(r.Mode), Cache: r.Cache, Store: r.Store, Endpoint: r.Endpoint, Region: r.Region,
 		CACert: r.CACert, Manifest: r.Manifest, ManifestSHA256: r.ManifestSHA256,
 	}
@@ -239,7 +243,7 @@ func (l *Launcher) make(ctx context.Context, in *metadata.Instance) (*ticket.Tic
 	if c := &r.Credentials; c.Static != nil || c.File != "" || c.STS != nil {
 		k, _, err := l.o.Keys.Get(ctx, in.ID, c, now)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		creds = &k
 		if k.Expiration.Before(t.Expires) {
@@ -252,26 +256,26 @@ func (l *Launcher) make(ctx context.Context, in *metadata.Instance) (*ticket.Tic
 	}
 	store, err := l.open(ctx, r, creds)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer store.Close()
 	if r.Format == "instar" {
 		t.Signers, t.IndexKey = r.Signers, r.IndexKey
-		names, err := l.objects(ctx, store, t)
+		names, remark, err := l.objects(ctx, store, t)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		return t, l.presign(ctx, store, t, names...)
+		return t, remark, l.presign(ctx, store, t, names...)
 	}
 	m, err := l.unwrap(ctx, store, t, r)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	names := []string{r.Manifest}
 	for _, p := range m.Parts {
 		names = append(names, path.Join(path.Dir(r.Manifest), p.Filename))
 	}
-	return t, l.presign(ctx, store, t, names...)
+	return t, "", l.presign(ctx, store, t, names...)
 }
 
 func (l *Launcher) open(ctx context.Context, r *metadata.Launch, k *metadata.StaticKeys) (upload.Store, error) {
@@ -333,37 +337,41 @@ func (l *Launcher) unwrap(ctx context.Context, store upload.Store, t *ticket.Tic
 	return m, nil
 }
 
-// objects lists what an Instar image is made of, if URLs are to be made of it.
-// Who signed the manifest is for the instance to judge; that it is the one of
-// the record is seen to here.
-func (l *Launcher) objects(ctx context.Context, store upload.Store, t *ticket.Ticket) ([]string, error) {
+// objects lists what an Instar image is made of, and what became of that, if
+// URLs are to be made of it. Who signed the manifest is for the instance to judge;
+// that it is the one of the record is seen to here.
+func (l *Launcher) objects(ctx context.Context, store upload.Store, t *ticket.Ticket) (names []string, remark string, err error) {
 	if _, ok := store.(upload.Presigner); !ok || t.Credentials != nil {
-		return []string{t.Manifest}, nil
+		return []string{t.Manifest}, "", nil
 	}
 	data, _, err := upload.GetBytes(ctx, store, t.Manifest, chunked.MaxSigned)
 	if err != nil {
-		return nil, fmt.Errorf("reading the image's manifest: %w", err)
+		return nil, "", fmt.Errorf("reading the image's manifest: %w", err)
 	}
 	n := chunked.NameOf(data)
 	if n.String() != t.ManifestSHA256 {
-		return nil, refuse(http.StatusForbidden, "the manifest in the store is not the record's: its SHA-256 is %s", n)
+		return nil, "", refuse(http.StatusForbidden, "the manifest in the store is not the record's: its SHA-256 is %s", n)
 	}
 	m, err := chunked.ReadManifestUnverified(data)
 	if err != nil {
-		return nil, refuse(http.StatusForbidden, "the manifest is not valid: %v", err)
+		return nil, "", refuse(http.StatusForbidden, "the manifest is not valid: %v", err)
 	}
-	count := 4 + len(m.Index.Segments) + len(m.Packs)
+	moved, remark, err := l.moved(ctx, store, m.Packs)
+	if err != nil {
+		return nil, "", err
+	}
+	count := 4 + len(m.Index.Segments) + len(m.Packs) + len(moved)
 	if count > maxURLs {
-		return nil, fmt.Errorf("the image has %d objects, more than the %d that a ticket has URLs for: give launch.credentials.sts", count, maxURLs)
+		return nil, "", fmt.Errorf("the image has %d objects, more than the %d that a ticket has URLs for: give launch.credentials.sts", count, maxURLs)
 	}
-	names := append(make([]string, 0, count), t.Manifest, chunked.KeysKey(m.Name, n), chunked.TraceKey(m.Name, n), chunked.IndexObjectKey(m.Index.Root.Name))
+	names = append(make([]string, 0, count), t.Manifest, chunked.KeysKey(m.Name, n), chunked.TraceKey(m.Name, n), chunked.IndexObjectKey(m.Index.Root.Name))
 	for _, o := range m.Index.Segments {
 		names = append(names, chunked.IndexObjectKey(o.Name))
 	}
 	for _, o := range m.Packs {
 		names = append(names, chunked.PackKey(o.Name))
 	}
-	return names, nil
+	return append(names, moved...), remark, nil
 }
 
 // presign adds URLs for the objects, where the ticket has no credentials and

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math/big"
 	"net"
 	"net/http"
@@ -57,8 +58,20 @@ func newPair(t *testing.T) pair {
 	return pair{key, cert, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))}
 }
 
-// presigning is a store that signs URLs.
-type presigning struct{ upload.Store }
+// presigning is a store that signs URLs, and may not be listed if it is unlisted.
+type presigning struct {
+	upload.Store
+	unlisted bool
+}
+
+func (p presigning) List(ctx context.Context, prefix string) iter.Seq2[upload.Object, error] {
+	if !p.unlisted {
+		return p.Store.List(ctx, prefix)
+	}
+	return func(yield func(upload.Object, error) bool) {
+		yield(upload.Object{}, fmt.Errorf("list %s: %w", prefix, upload.ErrAccess))
+	}
+}
 
 func (presigning) PresignGet(_ context.Context, key string, valid time.Duration) (string, error) {
 	return fmt.Sprintf("https://store.example/%s?valid=%s", key, valid.Round(time.Minute)), nil
@@ -80,6 +93,7 @@ type world struct {
 	base         string
 	state        metadata.State
 	presign      bool
+	unlisted     bool
 	mu           sync.Mutex
 	notes        []string // "STATUS NOTE" of requests for tickets
 	instance     *metadata.Instance
@@ -138,7 +152,7 @@ func (w *world) serve(t *testing.T, o metadata.Options) {
 		if err != nil || !w.presign {
 			return s, err
 		}
-		return presigning{s}, nil
+		return presigning{s, w.unlisted}, nil
 	}})
 	if err != nil {
 		t.Fatal(err)
