@@ -26,7 +26,11 @@ func (m *machine) handOverNetwork(ctx context.Context) {
 		return
 	}
 	if err := m.nameInterface(ctx); err != nil {
-		m.say("network: warning: %s keeps its name, which may not be the one that the image's system knows: %v", m.net.link.Attrs().Name, err)
+		name := m.net.link.Attrs().Name
+		m.say("network: warning: %s keeps its name, which may not be the one that the image's system knows: %v", name, err)
+		if err := keepName(name, "/run"); err != nil {
+			m.say("network: warning: telling udev that %s keeps its name: %v", name, err)
+		}
 	}
 	if err := keepConfiguration(rootDir, "/run"); err != nil {
 		m.say("network: warning: telling systemd-networkd to keep what there is: %v", err)
@@ -69,23 +73,71 @@ func (m *machine) nameInterface(ctx context.Context) error {
 			return fmt.Errorf("taking its other name %s away: %w", name, err)
 		}
 	}
-	state, err := netkeep.Take(m.net.link)
-	if err != nil {
+	if err := rename(m.net.link, name); err != nil {
 		return err
 	}
-	// For a moment only: connections do not notice.
-	if err := netlink.LinkSetDown(m.net.link); err != nil {
-		return err
-	}
-	err = netlink.LinkSetName(m.net.link, name)
-	if _, rerr := state.Restore(); err != nil || rerr != nil {
-		return errors.Join(err, rerr)
-	}
-	if m.net.link, err = netlink.LinkByIndex(state.Index); err != nil {
+	if m.net.link, err = netlink.LinkByIndex(m.net.link.Attrs().Index); err != nil {
 		return err
 	}
 	m.say("network: %s is %s from now on, as the image's system names it", old, m.net.link.Attrs().Name)
 	return nil
+}
+
+// rename gives an interface that is up another name. Linux before 6.2 does that
+// only while it is down, which here is for a moment: connections do not notice.
+// Nobody else may set it up meanwhile.
+func rename(link netlink.Link, name string) error {
+	err := netlink.LinkSetName(link, name)
+	if !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	state, err := netkeep.Take(link)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetDown(link); err != nil {
+		return err
+	}
+	err = netlink.LinkSetName(link, name)
+	_, rerr := state.Restore()
+	return errors.Join(err, rerr)
+}
+
+// initrdEnded returns when process 1 is another program than this one: until then
+// the interface is the initrd's, which takes it down to rename it, and on a
+// machine with much to do that takes longer than anybody is patient. proc is
+// where /proc is seen.
+func initrdEnded(ctx context.Context, proc string) error {
+	own, err := os.Stat(filepath.Join(proc, "self/exe"))
+	if err != nil {
+		return err
+	}
+	for {
+		init, err := os.Stat(filepath.Join(proc, "1/exe"))
+		if err != nil {
+			return err
+		}
+		if !os.SameFile(own, init) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// keepName tells udev, until the next boot, to leave an interface its name: one
+// that is up it cannot rename, and systemd-networkd then waits for it for ever.
+// The names that it would have had it gets beside.
+func keepName(iface, run string) error {
+	dir := filepath.Join(run, "systemd/network")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	text := fmt.Sprintf("# Written by Instar at boot: the root needs this interface, which is up.\n[Match]\nOriginalName=%s\n\n[Link]\nNamePolicy=keep\nAlternativeNamesPolicy=database onboard slot path mac\n", iface)
+	return os.WriteFile(filepath.Join(dir, "00-instar-root.link"), []byte(text), 0o644)
 }
 
 // udevPatience is how long the image's udevadm may take, which comes from the

@@ -134,7 +134,14 @@ func serveRoot(ctx context.Context, s *resident.Server) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if c.Network != nil {
-		go c.Network.Keep(ctx, say)
+		go func() {
+			if err := initrdEnded(ctx, "."); err != nil && ctx.Err() == nil {
+				say("warning: when the initrd ends cannot be told: %v", err)
+			}
+			if err := c.Network.Keep(ctx, say); err != nil && ctx.Err() == nil {
+				say("warning: %v", err)
+			}
+		}()
 	}
 	client, err := ticket.New(c.Metadata, ticket.Options{AnyPort: c.AnyPort, Timeout: time.Duration(c.Patience) * 30 * time.Second, Holder: c.Holder})
 	if err != nil {
