@@ -152,6 +152,10 @@ func (d *driver) launch(ctx context.Context, t Task) (time.Duration, error) {
 		ID: d.id, Volume: volume, Limits: limits, Description: fmt.Sprintf("Instar: %s %s (%s)", t.Request.Kind, t.Request.Name, d.id),
 	})
 	if err == nil || ctx.Err() != nil {
+		// A pause found no worker to freeze until this one had the lock.
+		if now, _, gerr := d.m.Get(d.id); gerr == nil && now.Paused {
+			d.taken = false
+		}
 		return 0, nil
 	}
 	if pid, werr := d.m.o.Dir.Worker(d.id); werr == nil && pid != 0 {

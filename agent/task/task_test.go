@@ -532,13 +532,15 @@ func TestFull(t *testing.T) {
 	b := newBench(t, task.Options{Waiting: 2})
 	id := b.start(task.CreateImage, "read wait")
 	b.await(id, "under way", in(task.Bundling))
-	b.start(task.CreateImage, "read")
-	b.start(task.CreateImage, "read")
+	rest := []string{b.start(task.CreateImage, "read"), b.start(task.CreateImage, "read")}
 	if _, _, err := b.m.Start(task.Request{Kind: task.CreateImage, Name: "x"}, task.Caller{}); !errors.Is(err, task.ErrFull) {
 		t.Errorf("a task too many: %v", err)
 	}
 	b.let(id)
 	b.ended(id)
+	for _, id := range rest { // else their workers begin in a directory that is being removed
+		b.ended(id)
+	}
 }
 
 // deaf is a launcher that cannot start anything.
@@ -597,9 +599,47 @@ func (r reluctant) Freeze(ctx context.Context, id string) error {
 	return errors.Join(err, errors.New("it took too long"))
 }
 
-// TestPauseThatFails leaves nothing standing still that counts as running, and
-// does not hang on who asked for it.
-func TestPauseThatFails(t *testing.T) {
+// slow is a launcher that begins when it is let.
+type slow struct {
+	task.Launcher
+	asked, answer chan struct{}
+}
+
+func (l slow) Launch(ctx context.Context, j task.Job) error {
+	l.asked <- struct{}{}
+	<-l.answer
+	return l.Launcher.Launch(ctx, j)
+}
+
+// TestPausedWhileStarting: what is paused before its worker is there stands
+// still when it is.
+func TestPausedWhileStarting(t *testing.T) {
+	l := slow{asked: make(chan struct{}, 8), answer: make(chan struct{})}
+	b := launchedBy(t, func(children *task.Children) task.Launcher { l.Launcher = children; return l })
+	id := b.start(task.CreateImage, "wait")
+	<-l.asked
+	if got, err := b.m.Pause(t.Context(), id); err != nil || !got.Paused {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	close(l.answer)
+	limit := time.Now().Add(2 * time.Minute)
+	for pid, err := 0, error(nil); pid <= 0 || !stopped(t, pid); time.Sleep(5 * time.Millisecond) {
+		if pid, err = b.dir.Worker(id); err != nil || time.Now().After(limit) {
+			t.Fatalf("the worker, process %d, goes on: %v", pid, err)
+		}
+	}
+	if got, err := b.m.Resume(t.Context(), id); err != nil || got.Paused {
+		t.Errorf("resumed: %+v, %v", got, err)
+	}
+	b.let(id)
+	if got := b.ended(id); got.State != task.Complete || len(got.Attempts) != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// launchedBy is a bench whose launcher is made of the usual one.
+func launchedBy(t *testing.T, of func(*task.Children) task.Launcher) *bench {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -608,11 +648,17 @@ func TestPauseThatFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	children := &task.Children{Dir: dir, Command: []string{self, string(dir)}, Env: append(os.Environ(), modeEnv+"=work"), Stderr: os.Stderr}
-	r := reluctant{Launcher: children, ctx: make(chan error, 1)}
 	b := &bench{t: t, dir: dir, states: map[string][]task.State{}}
 	t.Cleanup(func() { b.end() })
-	b.begin(task.Options{Launcher: r})
+	b.begin(task.Options{Launcher: of(&task.Children{Dir: dir, Command: []string{self, string(dir)}, Env: append(os.Environ(), modeEnv+"=work"), Stderr: os.Stderr})})
+	return b
+}
+
+// TestPauseThatFails leaves nothing standing still that counts as running, and
+// does not hang on who asked for it.
+func TestPauseThatFails(t *testing.T) {
+	r := reluctant{ctx: make(chan error, 1)}
+	b := launchedBy(t, func(children *task.Children) task.Launcher { r.Launcher = children; return r })
 	id := b.start(task.CreateImage, "read wait store")
 	b.await(id, "under way", func(t task.Task) bool { return t.Progress.Percent > 5 })
 	gone, cancel := context.WithCancel(t.Context())
