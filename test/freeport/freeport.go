@@ -1,10 +1,11 @@
 // Package freeport gives tests ports for servers that must be told one, because
 // another program is told it too.
 //
-// Nothing is held: the port is free now, and lies outside the range from which
-// the kernel gives ports to connections and to listeners that name none, so
-// that no other part of a busy test run takes it meanwhile. A server that can say where it
-// listens is better started at port 0.
+// The port is free now, and lies outside the range from which the kernel gives
+// ports to connections and to listeners that name none, so that no other part of a busy
+// test run takes it meanwhile; and it is not given again, to any process of the
+// network namespace, until the test ends. A server that can say where it listens
+// is better started at port 0.
 package freeport
 
 import (
@@ -24,21 +25,32 @@ func Port(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := first + rand.IntN(end-first)
-		address := Address(port)
-		l, err := net.Listen("tcp", address)
+		// An abstract socket, which nobody connects to, says that it is given.
+		mark, err := net.Listen("unix", fmt.Sprint("@instar-freeport-", port))
 		if err != nil {
 			continue
 		}
-		u, err := net.ListenPacket("udp", address)
-		if err == nil {
-			err = u.Close()
-		}
-		if cerr := l.Close(); err == nil && cerr == nil {
+		if free(Address(port)) {
+			t.Cleanup(func() { mark.Close() })
 			return port
 		}
+		mark.Close()
 	}
 	t.Fatal(fmt.Errorf("no port of %d to %d is free", first, end-1))
 	return 0
+}
+
+// free reports whether nobody has an address.
+func free(address string) bool {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return false
+	}
+	u, err := net.ListenPacket("udp", address)
+	if err == nil {
+		err = u.Close()
+	}
+	return l.Close() == nil && err == nil
 }
 
 // Address is a port's at the loopback address.

@@ -142,7 +142,7 @@ const { MetadataService } = require(process.argv[1] + "/node_modules/@aws-sdk/ec
 	if want := `{"token":56,"listed":true,"id":"i-0abc1234def567890"}` + "\n"; got != want {
 		t.Errorf("got %s", got)
 	}
-	if out := s.log(t); !strings.Contains(out, `"path":"//latest/meta-data/"`) {
+	if out := s.log(t, `"path":"//latest/meta-data/"`); !strings.Contains(out, `"path":"//latest/meta-data/"`) {
 		t.Error("the SDK no longer sends two slashes: this test proves less than it says")
 	}
 }

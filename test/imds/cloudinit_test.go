@@ -122,7 +122,7 @@ func TestCloudInitBoot(t *testing.T) {
 	dir := unpack(t, "cloud-init")
 	for _, c := range []struct{ platform, extra string }{{"unknown", ""}, {"aws", tokensRequired}} {
 		s := cloud(t, c.extra)
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 		// The parent directories of the new root must not be inside it.
 		out, err := s.ns.command(ctx, nil, "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "bash", "-c", bootScript, "-", dir, t.TempDir(), c.platform).CombinedOutput()
 		cancel()

@@ -18,6 +18,7 @@ import (
 
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/metadata/storesource"
+	"github.com/instar-image/instar/test/freeport"
 	"github.com/instar-image/instar/test/servers"
 	"github.com/instar-image/instar/upload"
 )
@@ -170,7 +171,7 @@ func TestFleet(t *testing.T) {
 	signers, identity := writeFile(t, "signers", append([]byte("i-* "), pub...)), writeFile(t, "identity", []byte(id.String()+"\n"))
 	record := writeFile(t, "a.yaml", []byte("instance-id: i-1\ncaller: {addresses: [127.0.0.1]}\nuser-data: sealed\nlaunch: {format: ec2, store: 's3://b', manifest: m, certificate: x}\n"))
 	here := netns{}
-	for n, f := range fleetStores(t) {
+	for _, f := range fleetStores(t) {
 		seal := here.command(t.Context(), f.env, instar, "metadata", "seal", "--record", record, "--key", filepath.Join(dir, "key"), "--recipient", id.Recipient().String(), "--store", f.url)
 		if out, err := seal.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", f.name, err, out)
@@ -178,7 +179,7 @@ func TestFleet(t *testing.T) {
 		fleet := make([]*service, 2)
 		base := make([]string, 2)
 		for i := range fleet {
-			addr := fmt.Sprintf("127.0.0.1:%d", 18792+2*n+i)
+			addr := freeport.Address(freeport.Port(t))
 			s := &service{dir: t.TempDir(), env: f.env}
 			s.control, s.access = filepath.Join(s.dir, "ctl.sock"), filepath.Join(s.dir, "access.log")
 			// A later --instances replaces the directory's.

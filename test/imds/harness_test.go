@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -115,12 +116,12 @@ func (ns netns) run(t testing.TB, env []string, args ...string) string {
 func tail(s string) string { return s[max(0, len(s)-6000):] }
 
 // curl makes a request and returns "STATUS BODY", or "error N" where curl
-// could not (28: no answer in two seconds).
+// could not (28: no answer in 20 seconds, or in those of a later --max-time).
 func (ns netns) curl(t testing.TB, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	out, err := ns.command(ctx, nil, append([]string{"curl", "-gsS", "--noproxy", "*", "--max-time", "3", "-w", "\n%{http_code}"}, args...)...).Output()
+	out, err := ns.command(ctx, nil, append([]string{"curl", "-gsS", "--noproxy", "*", "--max-time", "20", "-w", "\n%{http_code}"}, args...)...).Output()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return fmt.Sprintf("error %d", exit.ExitCode())
@@ -188,7 +189,7 @@ func (s *service) start(t testing.TB, args ...string) {
 		if err == nil {
 			return
 		}
-		if i == 200 {
+		if i == 2000 {
 			t.Fatalf("the server does not start: %s", out)
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -212,15 +213,21 @@ func (s *service) write(t testing.TB, name, text string) {
 	}
 }
 
-// requests returns the access log's lines as "METHOD PATH STATUS TOKEN".
-func (s *service) log(t testing.TB) string {
+// log returns the access log once it holds what is wanted, or will not any more:
+// lines are written a moment late.
+func (s *service) log(t testing.TB, want ...string) string {
 	t.Helper()
-	time.Sleep(400 * time.Millisecond) // lines are written at most a quarter of a second late
-	b, err := os.ReadFile(s.access)
-	if err != nil {
-		t.Fatal(err)
+	time.Sleep(400 * time.Millisecond)
+	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		b, err := os.ReadFile(s.access)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lacks := slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(string(b), w) })
+		if !lacks || time.Now().After(limit) {
+			return string(b)
+		}
 	}
-	return string(b)
 }
 
 // link joins two namespaces with a pair of interfaces.

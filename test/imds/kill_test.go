@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/instar-image/instar/test/freeport"
 )
 
 // TestKill kills the server, -9, while it is read from, its records change and
@@ -24,7 +26,7 @@ func TestKill(t *testing.T) {
 	if os.Getenv("INSTAR_EVIDENCE") != "" {
 		kills = 200
 	}
-	const addr = "127.0.0.1:18789"
+	addr := freeport.Address(freeport.Port(t))
 	record := func(n int) string {
 		c := string(rune('a' + n%26))
 		return fmt.Sprintf("instance-id: i-1\ncaller: {addresses: [127.0.0.1]}\nami-id: ami-%s\ninstance-type: %s\nuser-data: %s\n",
@@ -83,7 +85,7 @@ func TestKill(t *testing.T) {
 	states := []string{"InService", "Standby", "Terminated", "Detached"}
 	acknowledged := 0
 	for kill := range kills {
-		set := make(chan string)
+		set, acked := make(chan string), make(chan struct{}, 1)
 		go func() { // sets events until the server is gone; then tells the last that was acknowledged, and the one that was not
 			last, tried := "", ""
 			for i := kill; ; i++ {
@@ -92,11 +94,22 @@ func TestKill(t *testing.T) {
 					break
 				}
 				last = tried
+				select {
+				case acked <- struct{}{}:
+				default:
+				}
 			}
 			set <- last
 			set <- tried
 		}()
-		time.Sleep(time.Duration(100+rand.IntN(400)) * time.Millisecond)
+		// Most are killed after something was acknowledged and read, however busy the machine is.
+		for before := answers.Load(); kill%4 != 0 && answers.Load() < before+20 && ctx.Err() == nil; {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if kill%4 != 0 {
+			<-acked
+		}
+		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
 		if err := s.cmd.Process.Signal(syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}

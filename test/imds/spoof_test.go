@@ -170,7 +170,7 @@ for op in (1, 2) * 5: # announce the neighbour's address as ours
 			t.Errorf("guest %d is %q afterwards", i, got)
 		}
 	}
-	if out := s.log(t); !strings.Contains(out, "MAC address is not instance i-2's") {
+	if out := s.log(t, "MAC address is not instance i-2's"); !strings.Contains(out, "MAC address is not instance i-2's") {
 		t.Error("the access log does not tell of the forged MAC address")
 	}
 	t.Logf("%d cases", len(cases))

@@ -23,6 +23,7 @@ import (
 
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/metadata/ticket"
+	"github.com/instar-image/instar/test/freeport"
 	"github.com/instar-image/instar/test/servers"
 )
 
@@ -110,7 +111,7 @@ launch:
   credentials:
     static: {access-key-id: %s, secret-access-key: %s}
 `, bucket, minio.Endpoint, minio.Region, indent(string(ca)), indent(userPEM), minio.AccessKey, minio.SecretKey)
-	const addr = "127.0.0.1:18790"
+	addr := freeport.Address(freeport.Port(t))
 	args := []string{"--listen", addr, "--ec2-key", cloudFile}
 	s := serve(t, netns{}, map[string]string{"a.yaml": record}, args...)
 	c, err := ticket.New("http://"+addr, ticket.Options{})
@@ -150,7 +151,7 @@ launch:
 	if _, err := c.Claim(context.Background()); err == nil {
 		t.Error("a completed ticket was renewed")
 	}
-	if log := s.log(t); !strings.Contains(log, "launch: completed") || strings.Contains(log, got.Key) || strings.Contains(log, minio.SecretKey) {
+	if log := s.log(t, "launch: completed"); !strings.Contains(log, "launch: completed") || strings.Contains(log, got.Key) || strings.Contains(log, minio.SecretKey) {
 		t.Error("the access log lacks the ticket's end or holds a secret")
 	}
 }
@@ -164,7 +165,7 @@ func TestMinIOSTS(t *testing.T) {
 	policy := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject"],"Resource":["arn:aws:s3:::` + bucket + `/allowed/*"]}]}`
 	record := fmt.Sprintf("instance-id: i-1\ncaller: {addresses: [127.0.0.1]}\nrole:\n  name: web\n  sts:\n    endpoint: %s\n    access-key-id: %s\n    secret-access-key: %s\n    duration: 20m\n    policy: '%s'\n",
 		minio.Endpoint, minio.AccessKey, minio.SecretKey, policy)
-	const addr = "127.0.0.1:18791"
+	addr := freeport.Address(freeport.Port(t))
 	serve(t, netns{}, map[string]string{"a.yaml": record}, "--listen", addr)
 	here := netns{}
 	const path = "/latest/meta-data/iam/security-credentials/web"

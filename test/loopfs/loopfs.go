@@ -3,12 +3,14 @@
 package loopfs
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,7 +69,14 @@ func Mount(t testing.TB, image string, options ...string) string {
 func MountDevice(t testing.TB, device string, options ...string) string {
 	t.Helper()
 	dir := mountPoint(t)
-	Run(t, "mount", "-o", strings.Join(options, ","), device, dir)
+	var out []byte
+	err := patiently(func() (err error) {
+		out, err = exec.Command("mount", "-o", strings.Join(options, ","), device, dir).CombinedOutput()
+		return err
+	}, func() bool { return bytes.Contains(out, []byte("loop device")) })
+	if err != nil {
+		t.Fatalf("mount %s: %v\n%s", device, err, out)
+	}
 	unmountLater(t, dir)
 	return dir
 }
@@ -75,7 +84,29 @@ func MountDevice(t testing.TB, device string, options ...string) string {
 // Unmount unmounts what [Mount], [Make] or [Tmpfs] mounted, before the test ends.
 func Unmount(t testing.TB, dir string) {
 	t.Helper()
-	Run(t, "umount", dir)
+	if err := unmount(dir); err != nil {
+		t.Fatalf("umount %s: %v", dir, err)
+	}
+}
+
+// unmount unmounts, once nobody holds anything open there any more: whoever was
+// killed or told to end may need a moment for it.
+func unmount(dir string) error {
+	var err error
+	return patiently(func() error {
+		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		return err
+	}, func() bool { return err == unix.EBUSY })
+}
+
+// patiently does something again as long as it fails for a reason that passes,
+// for half a minute.
+func patiently(do func() error, passes func() bool) error {
+	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if err := do(); err == nil || !passes() || time.Now().After(limit) {
+			return err
+		}
+	}
 }
 
 // Partitions attaches an image with a partition table to a loop device and
@@ -118,7 +149,7 @@ func mountPoint(t testing.TB) string {
 func unmountLater(t testing.TB, dir string) {
 	t.Cleanup(func() {
 		// Already unmounted is what Unmount leaves.
-		if err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
+		if err := unmount(dir); err != nil && err != unix.EINVAL {
 			t.Errorf("unmounting %s: %v", dir, err)
 			_ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		}

@@ -102,7 +102,7 @@ func (s *Server) start(t testing.TB, args []string, env ...string) {
 		<-exited
 	})
 	client := s.Client(t)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		select {
 		case err := <-exited:
 			exited <- err
