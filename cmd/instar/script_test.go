@@ -162,7 +162,7 @@ func waitSocket(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: waitsocket PATH")
 	}
-	for range 1200 {
+	for range 2400 {
 		if c, err := (&net.Dialer{}).Dial("unix", args[0]); err == nil {
 			c.Close()
 			return
