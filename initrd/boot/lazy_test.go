@@ -418,16 +418,22 @@ func TestBootLazyCuts(t *testing.T) {
 	for _, percent := range cuts {
 		cut := make(chan struct{})
 		var once sync.Once
-		c.pace(1 << 20)
+		wrote := false // c's lock is held
+		c.pace(300 << 10)
 		c.mu.Lock()
 		c.reached = func(served int64) {
-			if served > total*percent/100 {
+			if wrote && served > total*percent/100 {
 				once.Do(func() { close(cut) })
 			}
 		}
 		c.mu.Unlock()
 		guest.Append = params + "guest.beat guest.complete"
-		out = qemutest.RunUntil(t, guest, cut)
+		out = qemutest.RunUntil(t, guest, cut, when("GUEST write: <nil>", func() {
+			c.pace(1 << 20)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			wrote = true
+		}))
 		inOrder(t, out, `going on where the last boot ended`, `GUEST write: <nil>`)
 		if strings.Contains(out, "GUEST processes") {
 			t.Fatalf("at %d %% all was there already:\n%s", percent, out)

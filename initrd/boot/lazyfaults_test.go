@@ -18,7 +18,7 @@ import (
 // given.
 type faulty struct {
 	*lazyCloud
-	down        time.Duration // from 6 MiB on
+	down        time.Duration // from the first request on that comes after 6 MiB
 	lies        int           // so many answers, from 4 MiB on
 	expire      []int64       // then its URLs do
 	never       int64         // from then on all is wrong
@@ -29,9 +29,6 @@ type faulty struct {
 // start sets the faults up.
 func (f *faulty) start() {
 	f.reached = func(served int64) {
-		if f.down > 0 && f.until.IsZero() && served > 6<<20 {
-			f.until = time.Now().Add(f.down)
-		}
 		if len(f.expire) > 0 && served > f.expire[0] {
 			f.expire = f.expire[1:]
 			f.stamp++
@@ -40,6 +37,9 @@ func (f *faulty) start() {
 	f.wrong = func(w http.ResponseWriter, r *http.Request) bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		if f.down > 0 && f.until.IsZero() && f.served > 6<<20 {
+			f.until = time.Now().Add(f.down)
+		}
 		if time.Now().Before(f.until) {
 			if conn, _, err := w.(http.Hijacker).Hijack(); err == nil {
 				conn.Close()

@@ -115,7 +115,7 @@ func TestBootWithoutRoot(t *testing.T) {
 		return func(t *testing.T) (string, []string) {
 			c := newCloud("i-1")
 			c.wrong = func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(status); return true }
-			return c.param(t) + "instar.wait=4", qemutest.UserNet()
+			return c.param(t) + "instar.wait=10", qemutest.UserNet()
 		}
 	}
 	for _, c := range []struct {
@@ -131,7 +131,7 @@ func TestBootWithoutRoot(t *testing.T) {
 			return "instar.wait=6", []string{"-netdev", "hubport,id=n0,hubid=0", "-device", "virtio-net-pci,netdev=n0,romfile="}
 		}, []string{`FAILED network: eth0: no DHCP server answers`}},
 		{
-			"DHCP refuses", func(t *testing.T) (string, []string) { return "instar.wait=8", dhcpNet(t, refuse) },
+			"DHCP refuses", func(t *testing.T) (string, []string) { return "instar.wait=15", dhcpNet(t, refuse) },
 			[]string{`FAILED network: eth0: the DHCP server 192\.0\.2\.1 refused \(NAK\): go away`},
 		},
 		{
@@ -152,12 +152,12 @@ func TestBootWithoutRoot(t *testing.T) {
 		}, []string{`network: eth0 fec0:.*/64 \(router advertisement\)`, `metadata: instance i-6`}},
 		{
 			"interface that is not there", func(t *testing.T) (string, []string) {
-				return "instar.wait=3 instar.interface=eth7", qemutest.UserNet()
+				return "instar.wait=8 instar.interface=eth7", qemutest.UserNet()
 			},
 			[]string{`FAILED network: no network interface eth7: there are eth0 \(52:`},
 		},
 		{"no metadata", func(t *testing.T) (string, []string) {
-			return "instar.metadata=http://10.0.2.2:1 instar.wait=4", qemutest.UserNet()
+			return "instar.metadata=http://10.0.2.2:1 instar.wait=10", qemutest.UserNet()
 		}, []string{`network: eth0 10\.0\.2\.15/24, gateway 10\.0\.2\.2 \(DHCP from 10\.0\.2\.2\)`, `FAILED metadata: .*(refused|reset|timeout)`}},
 		{"metadata 401", answer(401), []string{`FAILED metadata: PUT http://.*/latest/api/token answers 401 Unauthorized`}},
 		{"metadata 403", answer(403), []string{`FAILED metadata: .*403 Forbidden: metadata is switched off`}},

@@ -338,7 +338,7 @@ func TestBootTicket(t *testing.T) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return true
 		})
-		out := qemutest.RunUntil(t, guest, asked)
+		out := qemutest.RunUntil(t, guest, asked, nil)
 		close(hold)
 		if !headIsEmpty(t, disk) {
 			t.Fatal("after a power cut there is something to boot on the disk")

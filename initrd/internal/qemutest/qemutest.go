@@ -209,10 +209,11 @@ func run(t testing.TB, g Guest, out *console, cut <-chan struct{}) string {
 	return text
 }
 
-// RunUntil runs the guest until cut is closed, then cuts its power.
-func RunUntil(t testing.TB, g Guest, cut <-chan struct{}) string {
+// RunUntil runs the guest until cut is closed, then cuts its power. stop is as
+// in [Run].
+func RunUntil(t testing.TB, g Guest, cut <-chan struct{}, stop func(console []byte) bool) string {
 	t.Helper()
-	return run(t, g, &console{}, cut)
+	return run(t, g, &console{stop: stop}, cut)
 }
 
 // console collects output. os/exec writes to it from one goroutine, since
