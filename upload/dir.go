@@ -121,6 +121,9 @@ func (d *dirStore) put(ctx context.Context, op, key string, r io.Reader, size in
 	if err := d.begin(ctx, op, key); err != nil {
 		return Object{}, err
 	}
+	if len(o.Tags) > 0 {
+		return Object{}, newError(op, d.name, key, ErrUnsupported, errors.New("a file in a directory has no tags"))
+	}
 	sent := int64(0)
 	defer func() {
 		if err != nil && o.Progress != nil {

@@ -143,7 +143,7 @@ const copyBuffer = 16 << 20
 func Copy(ctx context.Context, dst Store, dstKey string, src Store, srcKey string, o PutOptions) (Object, error) {
 	d, ok1 := dst.(*s3Store)
 	f, ok2 := src.(*s3Store)
-	if ok1 && ok2 && d.endpoint == f.endpoint && sameCredentials(d.opt, f.opt) && !o.IfNoneMatch && o.IfMatch == "" {
+	if ok1 && ok2 && d.endpoint == f.endpoint && sameCredentials(d.opt, f.opt) && !o.IfNoneMatch && o.IfMatch == "" && len(o.Tags) == 0 {
 		return d.copyFrom(ctx, dstKey, f, srcKey, o)
 	}
 	r, obj, err := src.Get(ctx, srcKey, GetOptions{})

@@ -200,7 +200,7 @@ func (m *multipart) create(ctx context.Context) error {
 		m.orphan = last != nil && last.unclear
 		out, err := m.s.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
 			Bucket: &m.s.bucket, Key: m.s.full(m.key), ContentType: contentType(m.o), ACL: m.s.acl(m.o),
-			Metadata: map[string]string{markName: m.mark},
+			Metadata: m.metadata(), Tagging: tagging(m.o),
 		})
 		if err != nil {
 			e := m.s.classify(ctx, "put", m.key, err)
@@ -213,6 +213,17 @@ func (m *multipart) create(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// metadata is the object's with the mark.
+func (m *multipart) metadata() map[string]string {
+	all := map[string]string{markName: m.mark}
+	for k, v := range m.o.Metadata {
+		if k != markName {
+			all[k] = v
+		}
+	}
+	return all
 }
 
 // part uploads one part; the server's ETag must be its MD5, unless encrypted.

@@ -121,6 +121,18 @@ func contentType(o PutOptions) *string {
 	return aws.String("application/octet-stream")
 }
 
+// tagging is the object's tags as their header has them: a query.
+func tagging(o PutOptions) *string {
+	if len(o.Tags) == 0 {
+		return nil
+	}
+	q := url.Values{}
+	for k, v := range o.Tags {
+		q.Set(k, v)
+	}
+	return aws.String(strings.ReplaceAll(q.Encode(), "+", "%20"))
+}
+
 // sender reads a request body for one attempt and reports what leaves.
 type sender struct {
 	*io.SectionReader
@@ -168,6 +180,7 @@ func (s *s3Store) Put(ctx context.Context, key string, body io.ReaderAt, size in
 			Bucket: &s.bucket, Key: s.full(key), Body: b, ContentLength: &size,
 			ContentMD5: d.contentMD5(), ChecksumSHA256: d.checksum(), ContentType: contentType(o),
 			ACL: s.acl(o), IfNoneMatch: star(o.IfNoneMatch), IfMatch: quoted(o.IfMatch),
+			Tagging: tagging(o), Metadata: o.Metadata,
 		}, d.withPayloadHash)
 		if err != nil {
 			b.add(-b.sent)
@@ -243,8 +256,8 @@ func (s *s3Store) copyFrom(ctx context.Context, dst string, from *s3Store, src s
 	if err := keyErr("copy", s.String(), dst); err != nil {
 		return Object{}, err
 	}
-	if o.IfNoneMatch || o.IfMatch != "" {
-		return Object{}, newError("copy", s.String(), dst, ErrUnsupported, errors.New("servers do not agree on conditional copies"))
+	if o.IfNoneMatch || o.IfMatch != "" || len(o.Tags) > 0 {
+		return Object{}, newError("copy", s.String(), dst, ErrUnsupported, errors.New("servers do not agree on conditional copies, and tags are the source's"))
 	}
 	for try := 1; ; try++ {
 		obj, err := s.copyNow(ctx, dst, from, src, o)

@@ -115,6 +115,15 @@ type PutOptions struct {
 	ACL         ACL
 	ContentType string // default application/octet-stream
 
+	// Tags are the object's, at most 10: keys of 1-128 characters, values of at
+	// most 256. A store that has no tags, as a directory, refuses them with
+	// [ErrUnsupported]; so does Copy.
+	Tags map[string]string
+	// Metadata is kept with the object where the store has a place for it; a
+	// directory has none. Names are lower-case letters, digits and "-", values
+	// printable ASCII.
+	Metadata map[string]string
+
 	// MD5 and SHA256 of the whole body, where the caller has them anyway:
 	// they save a pass over the body and the server checks them.
 	MD5    []byte

@@ -201,7 +201,7 @@ func runCatalogServe(ctx context.Context, a *app, o *catalogServeOptions) (err e
 		Log: log, Limits: server.Limits{Connections: o.connections},
 		API: ec2api.Options{
 			Catalog: k.Catalog, Accounts: accounts.get, Region: view.Region(), Endpoint: o.endpoint, Zones: o.zones,
-			Bucket: a.catalogBucket(&o.imageStore), ReadOnly: o.readOnly,
+			ReadOnly: o.readOnly,
 		},
 	}
 	if k.signer != nil {

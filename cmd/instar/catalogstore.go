@@ -63,6 +63,9 @@ func (a *app) openCatalog(ctx context.Context, o *imageStore, sign string, chang
 // are directories too.
 func (a *app) catalogBucket(o *imageStore) func(context.Context, string) (upload.Store, error) {
 	return func(ctx context.Context, bucket string) (upload.Store, error) {
+		if err := catalog.CheckBucket(bucket); err != nil {
+			return nil, err
+		}
 		endpoint := a.setting("endpoint", "--url", o.url)
 		if dir := a.imageStoreDir(o); dir != "" && !strings.HasPrefix(endpoint, "file://") && !strings.HasPrefix(endpoint, "/") {
 			return upload.OpenDir(filepath.Join(filepath.Dir(dir), bucket), false)

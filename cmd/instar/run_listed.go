@@ -353,14 +353,15 @@ func (a *app) claimBundle(ctx context.Context, o *storage, bundles upload.Store,
 	signer, _ := m.Signer(ctx)
 	try := func(objects upload.Store, location string) error {
 		k, err := catalog.Open(objects, catalog.Options{Trust: trust, Signer: signer, State: a.stateDir()})
+		var ended func(context.Context) error
 		if err == nil {
-			err = k.Claim(ctx, "delete-bundle", location)
+			ended, err = k.Claim(ctx, "delete-bundle", location)
 		}
 		if err != nil {
 			return errors.Join(explainCatalog(err), objects.Close())
 		}
 		done = append(done, func() error {
-			return errors.Join(k.Release(context.WithoutCancel(ctx), location), objects.Close())
+			return errors.Join(ended(context.WithoutCancel(ctx)), objects.Close())
 		})
 		return nil
 	}

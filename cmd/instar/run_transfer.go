@@ -15,6 +15,7 @@ import (
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/cmd/instar/internal/ui"
 	"github.com/instar-image/instar/upload"
+	"github.com/instar-image/instar/upload/catalog"
 )
 
 // transfer shows how a transfer goes.
@@ -322,9 +323,12 @@ func runDelete(ctx context.Context, a *app, o *deleteOptions) error {
 	}
 	release, err := a.claimBundle(ctx, &o.storage, store, name)
 	if err != nil {
-		return err
+		return errors.Join(err, release())
 	}
-	if err := errors.Join(a.remove(ctx, o, store, keys), release()); err != nil {
+	claimed, stop := context.WithTimeout(ctx, catalog.ClaimLife) // after that others may register what is left
+	err = a.remove(claimed, o, store, keys)
+	stop()
+	if err := errors.Join(err, release()); err != nil {
 		return err
 	}
 	f := ui.Fields{"removed": keys, "bucket_removed": false}

@@ -68,6 +68,11 @@ type Options struct {
 	// of Bucket closes it. Without it they are not registered.
 	Bucket func(ctx context.Context, bucket string) (upload.Store, error)
 
+	// Folder is where bundles that are copied here go, below bundles/ID:
+	// BUCKET/PREFIX as Bucket opens it. "" is the catalog's own bucket and prefix,
+	// which a directory does not have.
+	Folder string
+
 	// Now is this machine's clock; nil is time.Now.
 	Now func() time.Time
 }

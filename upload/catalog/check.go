@@ -172,6 +172,7 @@ func (m *Image) check() error {
 		checkText("source image", m.SourceImage, 0, 64),
 		checkText("source region", m.SourceRegion, 0, 63),
 		checkText("source instance", m.SourceInstance, 0, 64),
+		checkText("source object", m.SourceObject, 0, 2048),
 		checkText("reason", m.Reason.Code, 0, 128), checkText("reason", m.Reason.Message, 0, 1024),
 		checkLines("getting started", m.GettingStarted, 0, maxGetStarted, "\n\t"),
 		checkTime("created", m.Created),

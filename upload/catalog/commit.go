@@ -463,7 +463,7 @@ func (c *Catalog) collect(ctx context.Context, dryRun bool) (*Report, error) {
 					r.Tokens++
 				}
 			}
-			return nil
+			return errors.Join(t.forgetStored(ctx), t.forgetClaims(ctx))
 		})
 		if err != nil {
 			return nil, err

@@ -7,6 +7,7 @@ import (
 	"io"
 	"path"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -86,7 +87,7 @@ func (c *Catalog) Copy(ctx context.Context, call Call, r CopyRequest, from *Cata
 		if r.Description != "" {
 			m.Description = r.Description
 		}
-		m.SourceImage, m.SourceRegion = source.ID, r.SourceRegion
+		m.SourceImage, m.SourceRegion, m.SourceObject = source.ID, r.SourceRegion, ""
 		if source.Owner != call.Account {
 			m.SourceInstance = "" // for its owner to know
 		}
@@ -109,7 +110,7 @@ func (c *Catalog) Copy(ctx context.Context, call Call, r CopyRequest, from *Cata
 				return err
 			}
 		}
-		if err := t.claimed(ctx, m.Location); err != nil {
+		if err := t.claimed(ctx, m.Location, t.view.Sequence()+1); err != nil {
 			return err
 		}
 		if made, err = t.create(ctx, m, call, "CopyImage", r.SourceRegion+" "+source.ID); err != nil {
@@ -126,12 +127,15 @@ func (c *Catalog) Copy(ctx context.Context, call Call, r CopyRequest, from *Cata
 // bundleTarget is the location that a bundle's manifest is copied to.
 func (c *Catalog) bundleTarget(folder, id, source string) (string, error) {
 	if folder == "" {
-		b, ok := c.objects.(upload.BucketManager)
-		if !ok {
-			return "", refuse(CodeParameter, "The catalog lies in a directory: say which bucket and prefix the bundle is copied to")
+		if folder = c.opt.Folder; folder == "" {
+			b, ok := c.objects.(upload.BucketManager)
+			if !ok {
+				return "", refuse(CodeParameter, "The catalog lies in a directory: say which bucket and prefix the bundle is put into")
+			}
+			_, prefix, _ := strings.Cut(strings.TrimPrefix(c.objects.String(), "s3://"), "/")
+			folder = path.Join(b.Bucket(), prefix)
 		}
-		_, prefix, _ := strings.Cut(strings.TrimPrefix(c.objects.String(), "s3://"), "/")
-		folder = path.Join(b.Bucket(), prefix, "bundles", id)
+		folder = path.Join(folder, "bundles", id)
 	}
 	to := path.Join(folder, path.Base(source))
 	_, _, err := SplitBundle(to)
@@ -152,7 +156,7 @@ func (c *Catalog) CompleteCopy(ctx context.Context, call Call, id string, from *
 	if err != nil || m.State == Available {
 		return m, err
 	}
-	if m.State != Pending || m.SourceImage == "" {
+	if m.State != Pending || m.SourceImage == "" || m.SourceObject != "" {
 		return nil, refuse(CodeState, "The image '%s' is %s: it is not a copy on its way", id, m.State)
 	}
 	var source *Image
@@ -188,30 +192,7 @@ func (c *Catalog) CompleteCopy(ctx context.Context, call Call, id string, from *
 		}
 		return nil, fmt.Errorf("copy image %s, which stays pending and can be gone on with: %w", id, err)
 	}
-	var made *Image
-	err = c.run(ctx, call, func(t *Tx) error {
-		made = nil
-		m, err := t.Own(ctx, call.Account, id)
-		if err != nil {
-			return err
-		}
-		if m.State == Available {
-			made = m
-			return nil
-		}
-		made, err = t.Change(ctx, m, call, "CopyImage", "available", func(n *Image) error {
-			if n.State != Pending {
-				return refuse(CodeState, "The image '%s' is %s", id, n.State)
-			}
-			n.State = Available
-			return nil
-		})
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return made, nil
+	return c.settled(ctx, call, id, "CopyImage")
 }
 
 func (c *Catalog) copyInstar(ctx context.Context, call Call, m *Image, from *Catalog, progress func(done, total int64)) error {
@@ -234,62 +215,60 @@ func (c *Catalog) copyInstar(ctx context.Context, call Call, m *Image, from *Cat
 // copyBundle copies the parts, each verified by its digest where it arrived,
 // and the manifest last.
 func (c *Catalog) copyBundle(ctx context.Context, m, source *Image, from *Catalog, progress func(done, total int64)) error {
+	return from.bundle(ctx, source.Location, func(src upload.Store, srcKey string, data []byte, manifest *ec2.Manifest) error {
+		if digestOf(string(data)) != m.Digest {
+			return refuse(CodeManifest, "The manifest at %s is not the one that was registered", source.Location)
+		}
+		return c.putBundle(ctx, m, src, path.Dir(srcKey), data, manifest, progress)
+	})
+}
+
+// putBundle puts a bundle, whose parts are in a folder of src, where the record
+// says.
+func (c *Catalog) putBundle(ctx context.Context, m *Image, src upload.Store, folder string, data []byte, manifest *ec2.Manifest, progress func(done, total int64)) (err error) {
 	bucket, key, err := SplitBundle(m.Location)
 	if err != nil {
 		return err
 	}
 	if c.opt.Bucket == nil {
-		return errors.New("copying a bundle needs a bucket to copy it to")
+		return errors.New("a bundle needs a bucket to be put into")
 	}
-	return from.bundle(ctx, source.Location, func(src upload.Store, srcKey string, data []byte, manifest *ec2.Manifest) (err error) {
-		dst, err := c.opt.Bucket(ctx, bucket)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, dst.Close()) }()
-		if digestOf(string(data)) != m.Digest {
-			return refuse(CodeManifest, "The manifest at %s is not the one that was registered", source.Location)
-		}
-		done := make(chan int64, len(manifest.Parts))
-		g, gctx := errgroup.WithContext(ctx)
-		g.SetLimit(8)
-		for _, p := range manifest.Parts {
-			g.Go(func() error {
-				to, at := partKey(path.Dir(key), p.Filename), partKey(path.Dir(srcKey), p.Filename)
-				n, err := checkPart(gctx, dst, to, p)
-				if err != nil && (errors.Is(err, upload.ErrNotExist) || isRefusal(err)) {
-					if _, err = upload.Copy(gctx, dst, to, src, at, upload.PutOptions{}); err == nil {
-						n, err = checkPart(gctx, dst, to, p)
-					}
-				}
-				if err == nil {
-					done <- n
-				}
-				return err
-			})
-		}
-		var all int64
-		go func() {
-			for range manifest.Parts {
-				select {
-				case n := <-done:
-					if all += n; progress != nil {
-						progress(all, manifest.BundledSize)
-					}
-				case <-gctx.Done():
-					return
-				}
-			}
-		}()
-		if err := g.Wait(); err != nil {
-			if errors.Is(err, upload.ErrNotExist) {
-				return asManifest(ctx, err)
-			}
-			return err
-		}
-		_, err = upload.PutBytes(ctx, dst, key, data, upload.PutOptions{ContentType: "application/xml"})
+	dst, err := c.opt.Bucket(ctx, bucket)
+	if err != nil {
 		return err
-	})
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	var mu sync.Mutex
+	var done int64
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for _, p := range manifest.Parts {
+		g.Go(func() error {
+			to, at := partKey(path.Dir(key), p.Filename), partKey(folder, p.Filename)
+			n, err := checkPart(gctx, dst, to, p)
+			if err != nil && (errors.Is(err, upload.ErrNotExist) || isRefusal(err)) {
+				if _, err = upload.Copy(gctx, dst, to, src, at, upload.PutOptions{}); err == nil {
+					n, err = checkPart(gctx, dst, to, p)
+				}
+			}
+			if err != nil || progress == nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			done += n
+			progress(done, manifest.BundledSize)
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		if errors.Is(err, upload.ErrNotExist) {
+			return asManifest(ctx, err)
+		}
+		return err
+	}
+	_, err = upload.PutBytes(ctx, dst, key, data, upload.PutOptions{ContentType: "application/xml"})
+	return err
 }
 
 // checkPart reads a part and compares its digest.

@@ -88,6 +88,8 @@ type entry struct {
 	Token   *Token   `json:"token,omitempty"`
 	Claim   *Claim   `json:"claim,omitempty"`
 	Ref     string   `json:"ref,omitempty"`
+
+	StoreTask *StoreTask `json:"store_task,omitempty"`
 }
 
 // encodeJSON gives the one form of a document: no blanks, fields in their

@@ -15,14 +15,6 @@ type Token struct {
 	Created time.Time `json:"created"`
 }
 
-// Claim says that what lies at a location is being deleted: nothing is
-// registered there until that has ended.
-type Claim struct {
-	Location string    `json:"location"`
-	Created  time.Time `json:"created"`
-	By       string    `json:"by,omitempty"`
-}
-
 // Prefixes of keys (FORMAT.md §4).
 const (
 	keyImage   = "image/"   // + id: the record
@@ -34,6 +26,7 @@ const (
 	keyAlias   = "alias/"   // + alias: ref to the account's id
 	keyToken   = "token/"   // + owner / action / token
 	keyClaim   = "claim/"   // + SHA-256 of the location
+	keyStore   = "store/"   // + owner / image's id / SHA-256 of the bucket and key
 )
 
 func imageKey(id string) string            { return keyImage + id }
@@ -46,7 +39,7 @@ func claimKey(location string) string      { return keyClaim + digestOf(location
 // check holds an entry against the rules for its kind.
 func (e *entry) check() error {
 	values := 0
-	for _, is := range []bool{e.Image != nil, e.KeyPair != nil, e.Account != nil, e.Token != nil, e.Claim != nil, e.Ref != ""} {
+	for _, is := range []bool{e.Image != nil, e.KeyPair != nil, e.Account != nil, e.Token != nil, e.Claim != nil, e.Ref != "", e.StoreTask != nil} {
 		if is {
 			values++
 		}
@@ -81,7 +74,12 @@ func (e *entry) check() error {
 		if e.Claim == nil || digestOf(e.Claim.Location) != rest {
 			return wrong
 		}
-		return errors.Join(checkText("location", e.Claim.Location, 1, 2048), checkText("by", e.Claim.By, 0, 255), checkTime("created", e.Claim.Created))
+		return e.Claim.check()
+	case keyStore:
+		if e.StoreTask == nil || e.StoreTask.key() != e.Key {
+			return wrong
+		}
+		return e.StoreTask.check()
 	case keyName, keyAt, keyPairID, keyAlias:
 		if e.Ref == "" {
 			return wrong

@@ -73,6 +73,7 @@ type Image struct {
 	SourceImage    string `json:"source_image,omitempty"` // ancestry
 	SourceRegion   string `json:"source_region,omitempty"`
 	SourceInstance string `json:"source_instance,omitempty"`
+	SourceObject   string `json:"source_object,omitempty"` // BUCKET/KEY of the one object that it is restored from
 
 	GettingStarted string      `json:"getting_started,omitempty"` // plain text or Markdown, lines
 	Parameters     []Parameter `json:"parameters,omitempty"`      // asked for at launch

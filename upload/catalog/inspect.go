@@ -101,10 +101,29 @@ func (f *Facts) add(virtual, device string) {
 // manifest in it.
 func SplitBundle(location string) (bucket, key string, err error) {
 	bucket, key, ok := strings.Cut(location, "/")
-	if !ok || bucket == "" || !strings.HasSuffix(key, ".xml") || upload.CheckKey(key) != nil {
+	if !ok || CheckBucket(bucket) != nil || !strings.HasSuffix(key, ".xml") || upload.CheckKey(key) != nil {
 		return "", "", refuse(CodeManifest, "The image location %q is not BUCKET/PREFIX/NAME.manifest.xml", clip(location))
 	}
 	return bucket, key, nil
+}
+
+// CheckBucket says whether a bucket may have the name: one that is also the name
+// of a directory, for buckets that are directories, and leads nowhere else.
+func CheckBucket(name string) error {
+	bucket, prefix, err := upload.SplitLocation(name)
+	if err == nil && (bucket != name || prefix != "") {
+		err = fmt.Errorf("bucket %q: the name has a slash", clip(name))
+	}
+	if err == nil {
+		err = upload.CheckKey(bucket)
+	}
+	if err == nil {
+		err = checkText("the bucket's name", name, 1, 255)
+	}
+	if err != nil {
+		return &Error{Code: CodeParameterValue, Message: "That is no bucket's name", Err: err}
+	}
+	return nil
 }
 
 // bundle reads and parses a bundle's manifest.
@@ -135,7 +154,7 @@ func (c *Catalog) bundle(ctx context.Context, location string, use func(bucket u
 func (c *Catalog) inspectBundle(ctx context.Context, location string) (*Facts, error) {
 	var f *Facts
 	err := c.bundle(ctx, location, func(s upload.Store, key string, data []byte, m *ec2.Manifest) error {
-		if err := partsThere(ctx, s, path.Dir(key), m); err != nil {
+		if _, err := partSizes(ctx, s, path.Dir(key), m); err != nil {
 			return err
 		}
 		sum := sha256.Sum256(data)
@@ -157,9 +176,9 @@ func (c *Catalog) inspectBundle(ctx context.Context, location string) (*Facts, e
 	return f, err
 }
 
-// partsThere makes sure that all parts are stored, with the bytes they have
-// together.
-func partsThere(ctx context.Context, s upload.Store, folder string, m *ec2.Manifest) error {
+// partSizes makes sure that all parts are stored, with the bytes they have
+// together, and gives each one's by its key.
+func partSizes(ctx context.Context, s upload.Store, folder string, m *ec2.Manifest) (map[string]int64, error) {
 	// Whatever else lies in the folder, and however much, is not kept.
 	sizes := make(map[string]int64, len(m.Parts))
 	for _, p := range m.Parts {
@@ -167,7 +186,7 @@ func partsThere(ctx context.Context, s upload.Store, folder string, m *ec2.Manif
 	}
 	for o, err := range s.List(ctx, partKey(folder, "")) {
 		if err != nil {
-			return asManifest(ctx, err)
+			return nil, asManifest(ctx, err)
 		}
 		if _, ok := sizes[o.Key]; ok {
 			sizes[o.Key] = o.Size
@@ -177,14 +196,14 @@ func partsThere(ctx context.Context, s upload.Store, folder string, m *ec2.Manif
 	for _, p := range m.Parts {
 		size := sizes[partKey(folder, p.Filename)]
 		if size < 0 {
-			return refuse(CodeManifest, "The part %q is missing", p.Filename)
+			return nil, refuse(CodeManifest, "The part %q is missing", p.Filename)
 		}
 		total += size
 	}
 	if total != m.BundledSize {
-		return refuse(CodeManifest, "The parts have %d bytes in all, the manifest says %d", total, m.BundledSize)
+		return nil, refuse(CodeManifest, "The parts have %d bytes in all, the manifest says %d", total, m.BundledSize)
 	}
-	return nil
+	return sizes, nil
 }
 
 func partKey(folder, name string) string {

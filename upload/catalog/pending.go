@@ -47,10 +47,10 @@ var errSettled = errors.New("the image is no longer pending")
 // image's: what is new lies where nothing was. An image that is no longer
 // pending is left alone.
 func (c *Catalog) Complete(ctx context.Context, call Call, id, location string) error {
-	facts, err := c.Inspect(ctx, location)
-	if err != nil {
-		return err
-	}
+	return c.inspected(ctx, location, nil, func(facts *Facts, since int64) error { return c.complete(ctx, call, id, facts, since) })
+}
+
+func (c *Catalog) complete(ctx context.Context, call Call, id string, facts *Facts, since int64) error {
 	return c.settle(ctx, call, id, "complete", facts.Location, func(t *Tx, n *Image) error {
 		others, err := t.At(ctx, facts.Location)
 		if err != nil {
@@ -63,7 +63,7 @@ func (c *Catalog) Complete(ctx context.Context, call Call, id, location string) 
 			}
 			return refuse(CodeManifest, "The location %q is %s's already", clip(facts.Location), whose)
 		}
-		if err := t.claimed(ctx, facts.Location); err != nil {
+		if err := t.claimed(ctx, facts.Location, since); err != nil {
 			return err
 		}
 		n.Architecture, n.VirtualizationType = "", "" // guesses until now

@@ -4,12 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-
-	"github.com/instar-image/instar/bundle/chunked"
 )
 
 // Registration is what RegisterImage is asked for.
@@ -22,6 +21,11 @@ type Registration struct {
 
 	// Token makes the request idempotent; "" does not.
 	Token string
+
+	// Check, if it is not nil, is asked of the location before it is looked at,
+	// each time. Whoever is about to replace what lies there holds a claim while he
+	// makes Check find that out.
+	Check func(ctx context.Context, location string) error
 }
 
 // newID draws an id that was never used: prefix is "ami", "aki", "ari" or "key".
@@ -77,11 +81,46 @@ func (c *Catalog) Register(ctx context.Context, call Call, r Registration) (*Ima
 	if m, err := c.repeated(ctx, call, "RegisterImage", r.Token, digest); m != nil || err != nil {
 		return m, err
 	}
-	if want.Location != "" {
-		facts, err := c.Inspect(ctx, want.Location)
+	var made *Image
+	err := c.inspected(ctx, want.Location, r.Check, func(facts *Facts, since int64) (err error) {
+		made, err = c.register(ctx, call, r, want.Clone(), facts, since, digest)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return made, nil
+}
+
+// inspected fetches and checks what lies at a location, if there is one, and has it
+// registered by f: again, if what lies there was deleted meanwhile.
+func (c *Catalog) inspected(ctx context.Context, location string, check func(context.Context, string) error, f func(facts *Facts, since int64) error) error {
+	if location == "" {
+		return f(nil, 0)
+	}
+	for try := 1; ; try++ {
+		v, err := c.View(ctx)
 		if err != nil {
-			return nil, err
+			return err
 		}
+		if check != nil {
+			if err := check(ctx, strings.TrimPrefix(location, "/")); err != nil {
+				return err
+			}
+		}
+		facts, err := c.Inspect(ctx, location)
+		if err != nil {
+			return err
+		}
+		err = f(facts, v.Sequence())
+		if !errors.Is(err, errDeleted) || try == maxTries {
+			return err
+		}
+	}
+}
+
+func (c *Catalog) register(ctx context.Context, call Call, r Registration, want *Image, facts *Facts, since int64, digest string) (*Image, error) {
+	if facts != nil {
 		facts.fill(want)
 	} else {
 		want.Kind = KindNone
@@ -103,7 +142,7 @@ func (c *Catalog) Register(ctx context.Context, call Call, r Registration) (*Ima
 		if m.ID, err = t.newID(ctx, prefixOf(m.Type)); err != nil {
 			return err
 		}
-		if err := t.claimed(ctx, m.Location); err != nil {
+		if err := t.claimed(ctx, m.Location, since); err != nil {
 			return err
 		}
 		if made, err = t.create(ctx, m, call, "RegisterImage", m.Location); err != nil {
@@ -191,133 +230,6 @@ func (c *Catalog) Deregister(ctx context.Context, call Call, id string) error {
 		})
 		return err
 	})
-}
-
-// Claim says that what lies at locations is about to be deleted, after which
-// nothing is registered there until [Catalog.Release]. An image that is
-// registered there, deregistered ones apart, is [ErrRegistered], named. Without a
-// catalog in the store it does nothing; without a key that may sign for it, it
-// looks whether something is registered, and cannot keep others from registering
-// it at that moment.
-func (c *Catalog) Claim(ctx context.Context, by string, locations ...string) error {
-	v, err := c.View(ctx)
-	if isNoCatalog(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, l := range locations {
-		if err := v.Unregistered(ctx, l); err != nil {
-			return err
-		}
-	}
-	if !c.signs(v) {
-		return nil
-	}
-	return c.Update(ctx, func(t *Tx) error {
-		for _, l := range locations {
-			if err := t.Unregistered(ctx, l); err != nil {
-				return err
-			}
-			if err := t.set(&entry{Key: claimKey(l), Claim: &Claim{Location: l, Created: t.at, By: by}}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// Release says that a deletion that was claimed has ended.
-func (c *Catalog) Release(ctx context.Context, locations ...string) error {
-	v, err := c.View(ctx)
-	if isNoCatalog(err) {
-		return nil
-	}
-	if err != nil || !c.signs(v) {
-		return err
-	}
-	return c.Update(ctx, func(t *Tx) error {
-		for _, l := range locations {
-			has, err := t.claim(ctx, l)
-			if err != nil {
-				return err
-			}
-			if has != nil {
-				t.delete(claimKey(l))
-			}
-		}
-		return nil
-	})
-}
-
-// Guard is [images.Options.Claim] for the images of the catalog's store.
-func (c *Catalog) Guard(ctx context.Context, image string, versions []chunked.Name) (release func(context.Context) error, err error) {
-	var locations []string
-	for _, n := range versions {
-		locations = append(locations, image+"@"+n.String())
-	}
-	if err := c.Claim(ctx, "", locations...); err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context) error { return c.Release(ctx, locations...) }, nil
-}
-
-// Registered are the Instar images that are registered, for
-// [images.GCOptions.Registered]. Without a catalog there are none.
-func (c *Catalog) Registered(ctx context.Context) (func(image string, n chunked.Name) bool, error) {
-	at := map[string]bool{}
-	err := c.Read(ctx, func(v *View) error {
-		clear(at)
-		for m, err := range v.Images(ctx) {
-			if err != nil {
-				return err
-			}
-			if m.Kind == KindInstar && m.State != Deregistered {
-				at[m.Location] = true
-			}
-		}
-		return nil
-	})
-	if err != nil && !isNoCatalog(err) {
-		return nil, err
-	}
-	return func(image string, n chunked.Name) bool { return at[image+"@"+n.String()] }, nil
-}
-
-// signs tells whether changes signed here are believed here.
-func (c *Catalog) signs(v *View) bool {
-	if c.opt.Signer == nil {
-		return false
-	}
-	_, err := c.opt.Trust.Check(c.opt.Signer.Public(), v.Region(), Namespace)
-	return err == nil
-}
-
-// Unregistered makes sure that no image is registered at location: else
-// [ErrRegistered] with the ids.
-func (l Lookup) Unregistered(ctx context.Context, location string) error {
-	at, err := l.At(ctx, location)
-	if err != nil || len(at) == 0 {
-		return err
-	}
-	var ids []string
-	for _, m := range at {
-		ids = append(ids, fmt.Sprintf("%s (%s)", m.ID, m.Name))
-	}
-	return &Error{Code: CodeNotPermitted, Message: fmt.Sprintf("%s is registered as %s: deregister that first", location, strings.Join(ids, ", ")), Err: ErrRegistered}
-}
-
-// claimed refuses a location that is being deleted.
-func (t *Tx) claimed(ctx context.Context, location string) error {
-	if location == "" {
-		return nil
-	}
-	has, err := t.claim(ctx, location)
-	if err != nil || has == nil {
-		return err
-	}
-	return refuse(CodeManifest, "What lies at %s is being deleted, since %s", location, has.Created.Format("2006-01-02T15:04:05Z"))
 }
 
 // mergeTags gives t with what is put.

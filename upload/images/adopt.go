@@ -1,6 +1,7 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -302,6 +303,12 @@ func (a *adoption) publish(ctx context.Context, object, keysObject []byte) (bool
 	if err := s.putNamed(ctx, chunked.ManifestKey(m.Name, name), name, object); err != nil {
 		return false, err
 	}
+	if _, err := s.getNamed(ctx, chunked.ManifestKey(m.Name, name), name, int64(len(object)), maxManifest); err != nil {
+		return false, err
+	}
+	if err := a.confirmKeys(ctx, keysKey, keysObject, left != nil); err != nil {
+		return false, err
+	}
 	if err := a.check(ctx, m, keysKey); err != nil {
 		return false, err // garbage collection finds what is left
 	}
@@ -318,6 +325,30 @@ func (a *adoption) publish(ctx context.Context, object, keysObject []byte) (bool
 		return true, a.addRecipients(ctx)
 	}
 	return true, nil
+}
+
+// confirmKeys reads the key's object back. One that was left may have other
+// recipients; if it is none, it is put again.
+func (a *adoption) confirmKeys(ctx context.Context, key string, object []byte, left bool) error {
+	for {
+		have, _, err := a.s.get(ctx, key, chunked.MaxRecipientsText)
+		if err != nil {
+			return err
+		}
+		if bytes.Equal(have, object) {
+			return nil
+		}
+		if !left {
+			return fmt.Errorf("%s/%s: %w: it is not what was put", a.s, key, ErrDamaged)
+		}
+		if _, err := chunked.ParseKeysObject(have); err == nil {
+			return nil
+		}
+		if _, err := upload.PutBytes(ctx, a.s.objects, key, object, upload.PutOptions{}); err != nil {
+			return err
+		}
+		left = false
+	}
 }
 
 // addRecipients brings a version that is here already to the recipients asked

@@ -42,6 +42,10 @@ func actions() map[string]action {
 		"DescribeBundleTasks": bound(reads[describeBundleTasks], (*Server).describeBundleTasks),
 		"CancelBundleTask":    bound(changes[cancelBundleTask], (*Server).cancelBundleTask),
 
+		"CreateStoreImageTask":    bound(changes[createStoreImageTask], (*Server).createStoreImageTask),
+		"DescribeStoreImageTasks": bound(reads[describeStoreImageTasks], (*Server).describeStoreImageTasks),
+		"CreateRestoreImageTask":  bound(changes[createRestoreImageTask], (*Server).createRestoreImageTask),
+
 		"GetCallerIdentity": bound(reads[getCallerIdentity], (*Server).getCallerIdentity).of(serviceSTS),
 	}
 }

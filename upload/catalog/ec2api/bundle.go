@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/catalog"
 	"github.com/instar-image/instar/upload/catalog/tasks"
 )
@@ -85,7 +86,28 @@ func (s *Server) taskable(c *call, instance string) error {
 	return nil
 }
 
-func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance) (reply, error) {
+// manifestSuffix ends the key of a bundle's manifest, behind its prefix.
+const manifestSuffix = ".manifest.xml"
+
+// unbundled makes sure that what lies at a location is not about to be replaced by
+// a bundle that an agent was asked for.
+func (s *Server) unbundled(ctx context.Context, location string) error {
+	if s.o.Tasks == nil {
+		return nil
+	}
+	all, err := s.o.Tasks.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		if t.Kind == tasks.BundleInstance && t.Bucket+"/"+t.Prefix+manifestSuffix == location && !t.State.Ended() {
+			return refuse(catalog.CodeManifest, "What lies at %.200s is being replaced: an instance is being bundled there", location)
+		}
+	}
+	return nil
+}
+
+func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance) (_ reply, err error) {
 	if err := s.taskable(c, in.InstanceID); err != nil {
 		return nil, err
 	}
@@ -97,6 +119,10 @@ func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance
 		return nil, missing("Storage.S3.Bucket")
 	case to.Prefix == "":
 		return nil, missing("Storage.S3.Prefix")
+	case catalog.CheckBucket(bucket) != nil:
+		return nil, catalog.CheckBucket(bucket)
+	case upload.CheckKey(prefix) != nil:
+		return nil, refuse(catalog.CodeParameterValue, "value (%.100s) for parameter Storage.S3.Prefix is invalid: it is no beginning of a key", to.Prefix)
 	case !c.account.uses(bucket):
 		return nil, refuse(catalog.CodeAuthFailure, "Not authorized for images: the account may not have bundles put into the bucket %.100q", bucket)
 	}
@@ -116,9 +142,17 @@ func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance
 			return nil, refuse(codeBundling, "Instance '%s' is already being bundled: %s", in.InstanceID, t.ID)
 		}
 	}
+	location := bucket + "/" + prefix + manifestSuffix
 	if in.DryRun {
-		return nil, catalog.DryRun(nil)
+		return nil, catalog.DryRun(s.o.Catalog.Read(ctx, func(v *catalog.View) error { return v.Unregistered(ctx, location) }))
 	}
+	// The bundle takes the place of one that is there. While it is asked for nobody
+	// registers that; afterwards [Server.unbundled] sees the task.
+	release, err := s.o.Catalog.Claim(ctx, "BundleInstance", location)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, release(context.WithoutCancel(ctx))) }()
 	t, err := s.o.Tasks.Submit(ctx, tasks.Request{Kind: tasks.BundleInstance, Instance: in.InstanceID, Account: c.account.id, Bucket: bucket, Prefix: prefix, Expires: end.UTC()})
 	if errors.Is(err, tasks.ErrRequest) {
 		return nil, refuse(catalog.CodeParameterValue, "%v", err)
@@ -156,22 +190,56 @@ func (s *Server) checkPolicy(c *call, key string, policy []byte, signature strin
 		return end, refuse(catalog.CodeParameterValue, "The upload policy expired at %s", timestamp(p.Expiration))
 	}
 	for _, raw := range p.Conditions {
-		var equal map[string]string
-		var words []string
-		switch {
-		case json.Unmarshal(raw, &equal) == nil:
-			for name, is := range equal {
-				if strings.TrimPrefix(name, "$") == "bucket" && !slices.Contains(bucket[:], is) {
-					return end, refuse(catalog.CodeAuthFailure, "The upload policy is for the bucket %.100q", is)
-				}
-			}
-		case json.Unmarshal(raw, &words) == nil && len(words) == 3:
-			if words[1] == "$key" && words[0] == "starts-with" && !strings.HasPrefix(prefix[0], words[2]) && !strings.HasPrefix(prefix[1], words[2]) {
-				return end, refuse(catalog.CodeAuthFailure, "The upload policy is for keys that begin with %.100q", words[2])
-			}
+		if err := holdPolicy(raw, bucket, prefix); err != nil {
+			return end, err
 		}
 	}
 	return p.Expiration, nil
+}
+
+// holdPolicy holds one condition of a policy against what is asked for. One that
+// the agent's objects might not meet is refused: nobody would check it later.
+func holdPolicy(raw json.RawMessage, bucket, prefix [2]string) error {
+	var equal map[string]string
+	var words []string
+	unknown := refuse(catalog.CodeParameterValue, "The upload policy has a condition that cannot be held to: %.200s", raw)
+	hold := func(match, name, value string) error {
+		switch name = strings.ToLower(strings.TrimPrefix(name, "$")); {
+		case match != "eq" && match != "starts-with":
+			return unknown
+		case name == "bucket" && match == "eq":
+			if !slices.Contains(bucket[:], value) {
+				return refuse(catalog.CodeAuthFailure, "The upload policy is for the bucket %.100q", value)
+			}
+		case name == "bucket":
+			if !strings.HasPrefix(bucket[0], value) {
+				return refuse(catalog.CodeAuthFailure, "The upload policy is for buckets that begin with %.100q", value)
+			}
+		case name == "key" && match == "starts-with":
+			if !strings.HasPrefix(prefix[0], value) && !strings.HasPrefix(prefix[1], value) {
+				return refuse(catalog.CodeAuthFailure, "The upload policy is for keys that begin with %.100q", value)
+			}
+		case name == "key": // a bundle has several
+			return refuse(catalog.CodeAuthFailure, "The upload policy is for the key %.100q alone", value)
+		case name == "acl" && (match == "eq" || value == ""): // the bucket's policy decides here
+		case match == "starts-with" && value == "":
+		default:
+			return unknown
+		}
+		return nil
+	}
+	switch {
+	case json.Unmarshal(raw, &equal) == nil && len(equal) > 0:
+		for name, is := range equal {
+			if err := hold("eq", name, is); err != nil {
+				return err
+			}
+		}
+		return nil
+	case json.Unmarshal(raw, &words) == nil && len(words) == 3 && strings.HasPrefix(words[1], "$"):
+		return hold(strings.ToLower(words[0]), words[1], words[2])
+	}
+	return unknown
 }
 
 type describeBundleTasks struct {

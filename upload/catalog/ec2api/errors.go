@@ -29,7 +29,6 @@ const (
 	codeTooLarge          = "RequestEntityTooLarge"
 	codeNotFound          = "NotFound"
 	codeMethod            = "MethodNotAllowed"
-	codeBucketNotFound    = "InvalidS3Bucket.NotFound"
 	codeLimit             = "RequestLimitExceeded"
 	codeFilterLimit       = "FilterLimitExceeded"
 	codeSigScope          = "SignatureDoesNotMatch"

@@ -113,7 +113,7 @@ func (s *Server) registerImage(ctx context.Context, c *call, in *registerImage) 
 			return nil, err
 		}
 	}
-	made, err := s.o.Catalog.Register(ctx, c.as(in.DryRun), catalog.Registration{Image: m})
+	made, err := s.o.Catalog.Register(ctx, c.as(in.DryRun), catalog.Registration{Image: m, Check: s.unbundled})
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/catalog"
 	"github.com/instar-image/instar/upload/catalog/sigv4"
 	"github.com/instar-image/instar/upload/catalog/tasks"
@@ -37,9 +36,6 @@ type Options struct {
 	Zones []string
 	// Tasks drive agents; nil refuses BundleInstance and CreateImage.
 	Tasks *tasks.Queue
-	// Bucket opens a bucket for CreateStoreImageTask and CreateRestoreImageTask;
-	// the caller of Bucket closes it.
-	Bucket func(ctx context.Context, bucket string) (upload.Store, error)
 	// Sources open the catalogs of other regions for CopyImage.
 	Sources func(ctx context.Context, region string) (*catalog.Catalog, error)
 	// ReadOnly refuses every action that changes something.
@@ -79,8 +75,8 @@ type Server struct {
 
 	id    string        // of this server, among those that serve the catalog
 	wake  chan struct{} // there is something to do
-	busy  sync.Map      // ids of images being copied here
-	waits waits         // copies that failed
+	busy  sync.Map      // ids of jobs being done here
+	waits waits         // jobs that failed
 }
 
 // New makes a handler. It asks the store nothing.

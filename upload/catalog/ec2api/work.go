@@ -12,16 +12,25 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/instar-image/instar/upload/catalog"
+	"github.com/instar-image/instar/upload/catalog/lease"
 )
 
-// How long a copy that failed waits before it is tried again: twice as long with
+// How long work that failed waits before it is tried again: twice as long with
 // each failure. Others get their turn meanwhile.
 const (
 	firstWait = time.Minute
 	mostWait  = time.Hour
 )
 
-// waits are copies that failed and wait. It may be used concurrently.
+// job is work that a request began: a copy to be filled, an image to be stored or
+// restored.
+type job struct {
+	id   string
+	what string // for people
+	run  func(context.Context) error
+}
+
+// waits are jobs that failed and wait. It may be used concurrently.
 type waits struct {
 	mu sync.Mutex
 	m  map[string]wait
@@ -32,7 +41,7 @@ type wait struct {
 	until time.Time
 }
 
-// failed has a copy wait from now on.
+// failed has a job wait from now on.
 func (w *waits) failed(id string, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -43,34 +52,43 @@ func (w *waits) failed(id string, now time.Time) {
 	w.m[id] = wait{long, now.Add(long)}
 }
 
-// done forgets a copy.
+// later has a job that somebody else does wait for a while.
+func (w *waits) later(id string, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.m == nil {
+		w.m = make(map[string]wait)
+	}
+	w.m[id] = wait{w.m[id].long, now.Add(firstWait)}
+}
+
+// done forgets a job.
 func (w *waits) done(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.m, id)
 }
 
-// ready are those of copies that do not wait; what is no copy any more is
-// forgotten.
-func (w *waits) ready(copies []*catalog.Image, now time.Time) []*catalog.Image {
+// ready are those of jobs that do not wait; what is no job any more is forgotten.
+func (w *waits) ready(jobs []job, now time.Time) []job {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	there := make(map[string]bool, len(copies))
-	for _, m := range copies {
-		there[m.ID] = true
+	there := make(map[string]bool, len(jobs))
+	for _, j := range jobs {
+		there[j.id] = true
 	}
 	maps.DeleteFunc(w.m, func(id string, _ wait) bool { return !there[id] })
-	return slices.DeleteFunc(copies, func(m *catalog.Image) bool { return now.Before(w.m[m.ID].until) })
+	return slices.DeleteFunc(jobs, func(j job) bool { return now.Before(w.m[j.id].until) })
 }
 
-// atOnce is how many copies a server makes at a time.
+// atOnce is how many jobs a server does at a time.
 const atOnce = 2
 
 // Work does what requests began and do not wait for, until ctx ends: it fills
-// copies, takes up what agents made, and forgets old tasks. It looks every so
-// often, and when a request says that there is something. What is interrupted
-// goes on with the next server that looks. failed is told of what went wrong
-// and is tried again; it may be called concurrently.
+// copies, stores and restores images, takes up what agents made, and forgets old
+// tasks. It looks every so often, and when a request says that there is something.
+// What is interrupted goes on with the next server that looks. failed is told of
+// what went wrong and is tried again; it may be called concurrently.
 func (s *Server) Work(ctx context.Context, every time.Duration, failed func(error)) {
 	if s.o.ReadOnly {
 		return
@@ -84,29 +102,32 @@ func (s *Server) Work(ctx context.Context, every time.Duration, failed func(erro
 		if err := s.Settle(ctx); err != nil && ctx.Err() == nil {
 			failed(fmt.Errorf("taking up what agents made: %w", err))
 		}
-		copies, err := s.pendingCopies(ctx)
+		jobs, err := s.jobs(ctx)
 		if err != nil && ctx.Err() == nil {
-			failed(fmt.Errorf("looking for copies to be made: %w", err))
+			failed(fmt.Errorf("looking for what is to be done: %w", err))
 		}
 		if err == nil {
-			copies = s.waits.ready(copies, s.o.Now())
+			jobs = s.waits.ready(jobs, s.o.Now())
 		}
-		for _, m := range copies {
-			if _, busy := s.busy.LoadOrStore(m.ID, true); busy {
+		for _, j := range jobs {
+			if _, busy := s.busy.LoadOrStore(j.id, true); busy {
 				continue
 			}
 			if !group.TryGo(func() error {
-				defer s.busy.Delete(m.ID)
-				switch err := s.fill(ctx, m); {
+				defer s.begun() // there is room for another
+				defer s.busy.Delete(j.id)
+				switch err := j.run(ctx); {
 				case err == nil:
-					s.waits.done(m.ID)
-				case ctx.Err() == nil && !errors.Is(err, errLeased):
-					s.waits.failed(m.ID, s.o.Now())
-					failed(fmt.Errorf("copying %s from %s: %w", m.ID, m.SourceRegion, err))
+					s.waits.done(j.id)
+				case errors.Is(err, lease.ErrTaken), errors.Is(err, errElsewhere):
+					s.waits.later(j.id, s.o.Now())
+				case ctx.Err() == nil:
+					s.waits.failed(j.id, s.o.Now())
+					failed(fmt.Errorf("%s: %w", j.what, err))
 				}
 				return nil
 			}) {
-				s.busy.Delete(m.ID)
+				s.busy.Delete(j.id)
 				break
 			}
 		}
@@ -127,18 +148,34 @@ func (s *Server) begun() {
 	}
 }
 
-func (s *Server) pendingCopies(ctx context.Context) (out []*catalog.Image, err error) {
+// jobs are what is to be done, by what the catalog has now.
+func (s *Server) jobs(ctx context.Context) (out []job, err error) {
 	err = s.o.Catalog.Read(ctx, func(v *catalog.View) error {
 		out = nil
 		for m, err := range v.Images(ctx) {
-			if err != nil {
+			switch {
+			case err != nil:
 				return err
-			}
-			if m.State == catalog.Pending && m.SourceImage != "" && m.SourceRegion != "" {
-				out = append(out, m)
+			case m.State != catalog.Pending:
+			case m.SourceObject != "":
+				out = append(out, job{m.ID, fmt.Sprintf("restoring %s from %s", m.ID, m.SourceObject), func(ctx context.Context) error {
+					_, err := s.o.Catalog.CompleteRestore(ctx, catalog.Call{Account: m.Owner, By: settler}, s.id, m.ID, nil)
+					return err
+				}})
+			case m.SourceImage != "" && m.SourceRegion != "":
+				out = append(out, job{m.ID, fmt.Sprintf("copying %s from %s", m.ID, m.SourceRegion), func(ctx context.Context) error { return s.fill(ctx, m) }})
 			}
 		}
-		return nil
+		tasks, err := v.StoreTasks(ctx, "")
+		for _, t := range tasks {
+			if t.State == catalog.InProgress {
+				out = append(out, job{t.Owner + "/" + t.ID(), fmt.Sprintf("storing %s in %s/%s", t.Image, t.Bucket, t.Key), func(ctx context.Context) error {
+					_, err := s.o.Catalog.CompleteStore(ctx, s.id, t, nil)
+					return err
+				}})
+			}
+		}
+		return err
 	})
 	return out, err
 }
@@ -155,19 +192,25 @@ func (s *Server) source(ctx context.Context, region string) (*catalog.Catalog, e
 	return s.o.Sources(ctx, region)
 }
 
+// errElsewhere says that a server that knows the region does it.
+var errElsewhere = errors.New("the region is not known to this server")
+
 // fill copies what a pending copy consists of.
 func (s *Server) fill(ctx context.Context, m *catalog.Image) error {
 	from, err := s.source(ctx, m.SourceRegion)
-	if err != nil || from == nil {
-		return err // a server that knows the region does it
+	if err != nil {
+		return err
 	}
-	l, err := takeLease(ctx, s.o.Catalog.Objects(), m.ID, s.id, s.o.Now)
+	if from == nil {
+		return errElsewhere
+	}
+	l, err := lease.Take(ctx, s.o.Catalog.Objects(), m.ID, s.id, s.o.Now)
 	if err != nil {
 		return err
 	}
 	working, stop := context.WithCancel(ctx)
-	go l.keep(working, stop)
+	go l.Keep(working, stop)
 	_, err = s.o.Catalog.CompleteCopy(working, catalog.Call{Account: m.Owner, By: settler}, m.ID, from, nil)
 	stop()
-	return errors.Join(err, l.release(context.WithoutCancel(ctx)))
+	return errors.Join(err, l.Release(context.WithoutCancel(ctx)))
 }

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"testing"
 	"time"
-
-	"github.com/instar-image/instar/upload/catalog"
 )
 
 // TestWaits: a copy that fails waits longer each time, an hour at most, and others
@@ -14,13 +12,13 @@ func TestWaits(t *testing.T) {
 	var w waits
 	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	ready := func(ids ...string) string {
-		var l []*catalog.Image
+		var l []job
 		for _, id := range ids {
-			l = append(l, &catalog.Image{ID: id})
+			l = append(l, job{id: id})
 		}
 		var out []string
-		for _, m := range w.ready(l, now) {
-			out = append(out, m.ID)
+		for _, j := range w.ready(l, now) {
+			out = append(out, j.id)
 		}
 		return fmt.Sprint(out)
 	}
