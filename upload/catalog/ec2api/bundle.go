@@ -95,7 +95,7 @@ func (s *Server) unbundled(ctx context.Context, location string) error {
 	if s.o.Tasks == nil {
 		return nil
 	}
-	all, err := s.o.Tasks.List(ctx, "")
+	all, err := s.tasksOf(ctx, "")
 	if err != nil {
 		return err
 	}
