@@ -641,7 +641,11 @@ func TestHostile(t *testing.T) {
 // TestRulesAreChecked: what lets nothing, or cannot be meant, is told at once.
 func TestRulesAreChecked(t *testing.T) {
 	for _, r := range []Rules{
-		{}, {BundleTo: []string{"images"}}, {BundleTo: []string{"/images/x"}}, {BundleTo: []string{"images/[x"}}, {BundleTo: []string{"images/*/"}},
+		{},
+		{BundleTo: []string{"images"}},
+		{BundleTo: []string{"/images/x"}},
+		{BundleTo: []string{"images/[x"}},
+		{BundleTo: []string{"images/*/"}},
 		{CreateImage: true, Accounts: []string{"me"}},
 	} {
 		if r.Check() == nil {
@@ -683,8 +687,10 @@ func TestRun(t *testing.T) {
 	w := newWorld(t)
 	w.now = time.Now()
 	w.agent.auto = true
-	k, err := Open(Options{Queue: tasks.Open(tasks.Options{Store: w.store, Signers: keys.NewAllowedSigners(keys.AllowedSigner{Principals: "*", Key: w.signer.Public()})}),
-		Instance: "i-1", Rules: w.rules, Agent: w.agent, Dir: w.dir, Interval: time.Second})
+	k, err := Open(Options{
+		Queue:    tasks.Open(tasks.Options{Store: w.store, Signers: keys.NewAllowedSigners(keys.AllowedSigner{Principals: "*", Key: w.signer.Public()})}),
+		Instance: "i-1", Rules: w.rules, Agent: w.agent, Dir: w.dir, Interval: time.Second,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,6 +64,15 @@ type world struct {
 
 func newWorld(t *testing.T, args ...string) *world {
 	t.Helper()
+	w := prepare(t)
+	w.url = w.serve(t, w.bucket, append([]string{"--other-region", other + "=" + w.store(w.bucket2) + "@127.0.0.1"}, args...)...)
+	w.url2 = w.serve(t, w.bucket2, "--other-region", region+"="+w.store(w.bucket)+"@127.0.0.1")
+	return w
+}
+
+// prepare makes a world whose servers are not started yet.
+func prepare(t *testing.T) *world {
+	t.Helper()
 	w := &world{minio: servers.MinIO(t), dir: t.TempDir()}
 	w.Instar = instar.New(t, w.minio.Env()...)
 	suffix := fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano()%1e9)
@@ -83,8 +92,6 @@ func newWorld(t *testing.T, args ...string) *world {
 	w.write(t, "accounts.yaml", accounts)
 	w.Want(t, instar.OK, w.on("catalog", "create", w.bucket, region)...)
 	w.Want(t, instar.OK, w.on("catalog", "create", w.bucket2, other)...)
-	w.url = w.serve(t, w.bucket, append([]string{"--other-region", other + "=" + w.store(w.bucket2) + "@127.0.0.1"}, args...)...)
-	w.url2 = w.serve(t, w.bucket2, "--other-region", region+"="+w.store(w.bucket)+"@127.0.0.1")
 	return w
 }
 
@@ -112,6 +119,13 @@ func (w *world) on(group, verb, bucket string, args ...string) []string {
 
 // serve starts a server and returns its URL. It ends in an orderly way.
 func (w *world) serve(t *testing.T, bucket string, args ...string) string {
+	t.Helper()
+	url, _ := w.killable(t, bucket, args...)
+	return url
+}
+
+// killable is serve, and what kills the server.
+func (w *world) killable(t *testing.T, bucket string, args ...string) (url string, kill func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	all := append(w.on("catalog", "serve", bucket, "--accounts", w.path("accounts.yaml"), "--listen", "127.0.0.1:0", "--access-log", w.path("access-"+bucket)), args...)
@@ -143,11 +157,18 @@ func (w *world) serve(t *testing.T, bucket string, args ...string) string {
 			}
 		}
 	})
+	killed := false
+	kill = func() {
+		killed = true
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+	}
 	t.Cleanup(func() {
 		cancel()
 		wg.Wait()
 		err := cmd.Wait()
-		if code := cmd.ProcessState.ExitCode(); code != instar.OK && code != instar.Interrupt {
+		if code := cmd.ProcessState.ExitCode(); !killed && code != instar.OK && code != instar.Interrupt {
 			t.Errorf("the server ended: %v\n%s", err, log.String())
 		}
 		if t.Failed() {
@@ -159,10 +180,10 @@ func (w *world) serve(t *testing.T, bucket string, args ...string) string {
 		if !ok {
 			t.Fatalf("the server did not begin:\n%s", log.String())
 		}
-		return "http://" + a
+		return "http://" + a, kill
 	case <-time.After(time.Minute):
 		t.Fatal("the server does not begin")
-		return ""
+		return "", nil
 	}
 }
 
