@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/agent/task"
+	"github.com/instar-image/instar/internal/durable"
 	"github.com/instar-image/instar/upload/catalog/tasks"
 )
 
@@ -56,7 +57,7 @@ func openJournal(path string) (journal, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return "", fmt.Errorf("making the directory of a catalog's tasks: %w", err)
 	}
-	return journal(path), syncDir(filepath.Dir(path))
+	return journal(path), durable.SyncDir(filepath.Dir(path))
 }
 
 // load reads all records. One that cannot be read is an error: what was done is
@@ -70,7 +71,7 @@ func (j journal) load() (map[string]*record, error) {
 	for _, n := range names {
 		m := recordName.FindStringSubmatch(n.Name())
 		if m == nil {
-			if strings.HasPrefix(n.Name(), ".new-") { // of a crash
+			if strings.HasPrefix(n.Name(), durable.Temp) { // of a crash
 				if err := os.Remove(filepath.Join(string(j), n.Name())); err != nil {
 					return nil, fmt.Errorf("removing what a crash left: %w", err)
 				}
@@ -112,31 +113,15 @@ func (j journal) read(name string) (*record, error) {
 }
 
 // save puts a record on disk, whole or not at all.
-func (j journal) save(r *record) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("remembering the catalog's task %s: %w", r.Order.ID, err)
-		}
-	}()
+func (j journal) save(r *record) error {
 	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(string(j), ".new-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(data, '\n'))
 	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(string(j), r.Order.ID+".json"))
+		err = durable.Replace(filepath.Join(string(j), r.Order.ID+".json"), 0o600, append(data, '\n'))
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+		return fmt.Errorf("remembering the catalog's task %s: %w", r.Order.ID, err)
 	}
-	return syncDir(string(j))
+	return nil
 }
 
 func (j journal) remove(id string) error {
@@ -144,13 +129,5 @@ func (j journal) remove(id string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forgetting the catalog's task %s: %w", id, err)
 	}
-	return syncDir(string(j))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.SyncDir(string(j))
 }

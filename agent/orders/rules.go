@@ -103,7 +103,7 @@ func (r *Rules) Request(t *tasks.Request) (task.Request, error) {
 			return out, invalid("%s is no prefix of a bundle: folders and a name of letters, digits and . _ -", clip(t.Prefix))
 		}
 		if !slices.ContainsFunc(r.BundleTo, func(p string) bool { return matches(p, t.Bucket+"/"+t.Prefix) }) {
-			return out, forbid("the machine's settings do not let bundles go to %s/%s", clip(t.Bucket), clip(t.Prefix))
+			return out, forbid("the machine's settings do not let bundles go to %s", clip(t.Bucket+"/"+t.Prefix))
 		}
 		out.Kind, out.Name, out.Store = task.Bundle, base, t.Bucket
 		if folder != "" {

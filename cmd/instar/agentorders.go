@@ -256,7 +256,12 @@ func (a *app) runOrders(ctx context.Context, o *agentRunOptions, set *settings.S
 	<-ctx.Done()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if err := units.Conn.Stop(end, systemd.OrdersUnit); err != nil {
+	conn, err := systemd.Connect(end) // the agent's own connection has ended with ctx
+	if err == nil {
+		err = conn.Stop(end, systemd.OrdersUnit)
+		conn.Close()
+	}
+	if err != nil {
 		log.Warn().Err(err).Msg("what takes a catalog's tasks may go on")
 	}
 	return nil

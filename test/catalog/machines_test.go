@@ -1,7 +1,6 @@
 package catalog
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -25,15 +24,18 @@ type machine struct {
 	w      *world
 	dir    string
 	volume string
+	// The instance it says it is, and what the catalog may ask for.
+	instance, from string
+
 	client *server.Client
 	cmd    *exec.Cmd
 }
 
-// newMachine makes a machine that says it is an instance and has the given
-// settings beside, in tasks-from and on top. Its agent is not running yet.
-func (w *world) newMachine(t *testing.T, instance, from, top string) *machine {
+// newMachine makes a machine that says it is an instance and lets the catalog ask
+// for what from says. Its agent is not running yet.
+func (w *world) newMachine(t *testing.T, instance, from string) *machine {
 	t.Helper()
-	m := &machine{w: w, dir: t.TempDir()}
+	m := &machine{w: w, dir: t.TempDir(), instance: instance, from: from}
 	m.volume = filepath.Join(m.dir, "volume")
 	for _, d := range []string{"etc", "tmp", "volume/etc", "volume/home"} {
 		if err := os.MkdirAll(filepath.Join(m.dir, d), 0o755); err != nil {
@@ -42,14 +44,13 @@ func (w *world) newMachine(t *testing.T, instance, from, top string) *machine {
 	}
 	loopfs.Run(t, "sh", "-euc", `cd "$1"; head -c 5000000 /dev/urandom >home/data; echo "$2" >etc/hostname; ln -s data home/link; chmod 4750 etc/hostname; truncate -s 1M home/sparse`, "sh", m.volume, instance)
 	m.write(t, "etc/s3.secret", w.minio.SecretKey+"\n")
-	m.write(t, "etc/config.yaml", fmt.Sprintf("endpoint: %s\nregion: %s\naccess_key_id: %s\nsecret_key_file: %s\nprivate_key: %s\ncertificate: %s\nec2_cert: %s\naccount_id: %q\nsigning_key: %s\n",
-		w.minio.Endpoint, w.minio.Region, w.minio.AccessKey, m.path("etc/s3.secret"), w.Keys.UserKey, w.Keys.UserCert, w.Keys.CloudPK, alice, w.path("machine")))
+	m.write(t, "etc/config.yaml", fmt.Sprintf("endpoint: %s\nregion: %s\naccess_key_id: %s\nsecret_key_file: %s\nprivate_key: %s\ncertificate: %s\nec2_cert: %s\naccount_id: %q\nsigning_key: %s\nidentity: %s\n",
+		w.minio.Endpoint, w.minio.Region, w.minio.AccessKey, m.path("etc/s3.secret"), w.Keys.UserKey, w.Keys.UserCert, w.Keys.CloudPK, alice, w.path("machine"), w.path("identity")))
 	signers, err := os.ReadFile(w.path("machine-signers"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.write(t, "etc/allowed_signers", string(signers))
-	m.write(t, "etc/agent.yaml", fmt.Sprintf("%s\ntasks-from:\n  store: %s\n  interval: 1s\n  volume: %s\n  no-kernel: true\n  %s\n", top, w.store(w.bucket), m.volume, from))
 	m.client = server.NewClient(m.path("agent.sock"))
 	t.Cleanup(func() { m.end(t) })
 	return m
@@ -68,9 +69,11 @@ func (m *machine) env() []string {
 	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + m.dir, "INSTAR_ETC=" + m.path("etc"), "INSTAR_STATE=" + m.path("state"), "TMPDIR=" + m.path("tmp"), "AWS_EC2_METADATA_DISABLED=true"}
 }
 
-// run starts the agent.
-func (m *machine) run(t *testing.T) *machine {
+// run starts the agent, whose captures send so many bytes a second; 0 is no limit.
+func (m *machine) run(t *testing.T, rate int) *machine {
 	t.Helper()
+	m.write(t, "etc/agent.yaml", fmt.Sprintf("limits: {upload-rate: %d, foreground: true}\ntasks-from:\n  store: %s\n  instance: %s\n  interval: 1s\n  volume: %s\n  no-kernel: true\n%s",
+		rate, m.w.store(m.w.bucket), m.instance, m.volume, m.from))
 	log, err := os.OpenFile(m.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
@@ -165,16 +168,19 @@ func (m *machine) reads(t *testing.T) {
 	})
 }
 
-// asker is a boto3 that asks the servers.
+// asker is a boto3 that asks the servers, several things at once.
 type asker struct {
-	mu  sync.Mutex
-	in  io.WriteCloser
-	out *bufio.Reader
+	in io.WriteCloser
+
+	mu    sync.Mutex
+	asked int
+	waits map[int]chan answer
 }
 
 type (
 	params map[string]any
 	answer struct {
+		N             int
 		OK            map[string]json.RawMessage
 		Code, Message string
 	}
@@ -188,7 +194,7 @@ func newAsker(t *testing.T, w *world, urls ...string) *asker {
 	}
 	cmd := exec.Command("/usr/bin/python3", script)
 	cmd.Env, cmd.Dir, cmd.Stderr = w.clean("INSTAR_URLS="+strings.Join(urls, " ")), w.dir, os.Stderr
-	a := &asker{}
+	a := &asker{waits: make(map[int]chan answer)}
 	if a.in, err = cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -196,12 +202,31 @@ func newAsker(t *testing.T, w *world, urls ...string) *asker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.out = bufio.NewReader(out)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for dec := json.NewDecoder(out); ; {
+			var got answer
+			err := dec.Decode(&got)
+			a.mu.Lock()
+			if err != nil { // nothing more comes
+				for _, c := range a.waits {
+					close(c)
+				}
+				a.waits = nil
+				a.mu.Unlock()
+				return
+			}
+			a.waits[got.N] <- got
+			delete(a.waits, got.N)
+			a.mu.Unlock()
+		}
+	})
 	t.Cleanup(func() {
 		a.in.Close()
+		wg.Wait()
 		_ = cmd.Wait()
 	})
 	return a
@@ -209,22 +234,26 @@ func newAsker(t *testing.T, w *world, urls ...string) *asker {
 
 func (a *asker) ask(t *testing.T, what params) answer {
 	t.Helper()
-	line, err := json.Marshal(what)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := make(chan answer, 1)
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if _, err := a.in.Write(append(line, '\n')); err != nil {
+	if a.waits == nil {
+		a.mu.Unlock()
+		t.Fatal("boto3 has ended")
+	}
+	a.asked++
+	what["n"] = a.asked
+	line, err := json.Marshal(what)
+	if err == nil {
+		a.waits[a.asked] = c
+		_, err = a.in.Write(append(line, '\n'))
+	}
+	a.mu.Unlock()
+	if err != nil {
 		t.Fatal(err)
 	}
-	reply, err := a.out.ReadBytes('\n')
-	if err != nil {
-		t.Fatalf("%s: %v", line, err)
-	}
-	var out answer
-	if err := json.Unmarshal(reply, &out); err != nil {
-		t.Fatalf("%s: %v", reply, err)
+	out, ok := <-c
+	if !ok {
+		t.Fatalf("%s: boto3 has ended", line)
 	}
 	return out
 }
@@ -288,13 +317,13 @@ func (a *asker) image(t *testing.T, instance, name string) string {
 	return id
 }
 
-// available waits until an image is, and returns where it lies.
-func (a *asker) available(t *testing.T, id string, server int) string {
+// available waits until an image of an instance is, and returns where it lies.
+func (a *asker) available(t *testing.T, instance, id string) string {
 	t.Helper()
-	a.want(t, params{"wait": "image_available", "params": params{"ImageIds": []string{id}}, "server": server}, "", nil)
-	var all []struct{ State, ImageLocation, SourceInstanceId string }
-	a.want(t, params{"op": "describe_images", "params": params{"ImageIds": []string{id}}, "server": server}, "Images", &all)
-	if len(all) != 1 || all[0].State != "available" || !strings.HasPrefix(all[0].ImageLocation, all[0].SourceInstanceId+"@") {
+	a.want(t, params{"wait": "image_available", "params": params{"ImageIds": []string{id}}}, "", nil)
+	var all []struct{ State, ImageLocation string }
+	a.want(t, params{"op": "describe_images", "params": params{"ImageIds": []string{id}}}, "Images", &all)
+	if len(all) != 1 || all[0].State != "available" || !strings.HasPrefix(all[0].ImageLocation, instance+"@") {
 		t.Fatalf("the image %s is %+v", id, all)
 	}
 	return all[0].ImageLocation

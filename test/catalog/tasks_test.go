@@ -37,7 +37,11 @@ func newTaskWorld(t *testing.T) *taskWorld {
 		return string(data)
 	}
 	// The catalog's key says what is to be done, the machines' what they have made.
-	lines := `* namespaces="instar-catalog,instar-task" ` + public("key") + `i-* namespaces="instar-image,instar-head,instar-domain" ` + public("machine")
+	lines := `* namespaces="instar-catalog,instar-task" ` + public("key") +
+		`i-* namespaces="instar-image,instar-head" ` + public("machine") + `default namespaces="instar-domain" ` + public("machine")
+	if _, err := keys.WriteIdentity(w.path("identity"), time.Now()); err != nil { // of all of them, who share a domain
+		t.Fatal(err)
+	}
 	w.write(t, "signers", lines)
 	w.write(t, "machine-signers", strings.Replace(lines, "* namespaces=\"instar-catalog,", "i-* namespaces=\"", 1))
 	var urls [2]string
@@ -57,13 +61,14 @@ func (w *taskWorld) aws(t *testing.T, args ...string) string {
 // same holds an image of a volume to the volume.
 func same(t *testing.T, m *machine, image string) {
 	t.Helper()
-	diffs, err := compare.Trees(m.volume, loopfs.Mount(t, image, "ro"), compare.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range diffs {
-		if !strings.Contains(d, "lost+found") {
-			t.Errorf("%s: %s", filepath.Base(image), d)
+	root := loopfs.Mount(t, image, "ro")
+	for _, top := range []string{"etc", "home"} { // beside them are the directories that every root needs
+		diffs, err := compare.Trees(filepath.Join(m.volume, top), filepath.Join(root, top), compare.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range diffs {
+			t.Errorf("%s: %s: %s", filepath.Base(image), top, d)
 		}
 	}
 }
@@ -77,10 +82,15 @@ func (w *taskWorld) restored(t *testing.T, m *machine, location string) {
 	same(t, m, m.path("restored.img"))
 }
 
-const anyBundle = "bundle-to: [cat-*/machines/*]\n  create-image: true"
+// anything lets bundles go to machines/, and images be made.
+const anything = "  bundle-to: [cat-*/machines/*]\n  create-image: true\n"
 
-// slowly makes a capture take some ten seconds.
-const slowly = "limits: {upload-rate: 400000, foreground: true}"
+// Rates at which a capture takes minutes, so that it is met while it reads, and
+// some ten seconds.
+const (
+	slowly = 30000
+	soon   = 500000
+)
 
 // TestMachines has machines bundled and imaged by the API's clients, from the
 // request to what comes back out of it, with processes killed on the way.
@@ -97,7 +107,7 @@ func TestMachines(t *testing.T) {
 
 // wholeWay: what the AWS command line asks for is made, and is what was on the machine.
 func wholeWay(t *testing.T, w *taskWorld) {
-	m := w.newMachine(t, "i-a1", "instance: i-a1\n  "+anyBundle, "limits: {foreground: true}").run(t)
+	m := w.newMachine(t, "i-a1", anything).run(t, 0)
 	id := w.aws(t, "bundle-instance", "--instance-id", "i-a1", "--bucket", w.bucket, "--prefix", "machines/web-1", "--owner-akid", "AKALICE", "--owner-sak", "alice-secret-key", "--query", "BundleTask.BundleId")
 	image := w.aws(t, "create-image", "--instance-id", "i-a1", "--name", "made of a machine", "--description", "by the command line", "--query", "ImageId")
 	w.want(t, params{"wait": "bundle_task_complete", "params": params{"BundleIds": []string{id}}}, "", nil)
@@ -105,8 +115,7 @@ func wholeWay(t *testing.T, w *taskWorld) {
 	if got := w.aws(t, "describe-bundle-tasks", "--bundle-ids", id, "--query", "BundleTasks[0].[State,InstanceId,Storage.S3.Prefix]"); got != "complete\ti-a1\tmachines/web-1" {
 		t.Errorf("the task is %q", got)
 	}
-	location := w.available(t, image, 0)
-	w.aws(t, "wait", "image-available", "--image-ids", image)
+	location := w.available(t, "i-a1", image)
 
 	out := m.path("out")
 	if err := os.Mkdir(out, 0o700); err != nil {
@@ -115,9 +124,7 @@ func wholeWay(t *testing.T, w *taskWorld) {
 	w.Want(t, instar.OK, "download-and-unbundle", "-b", w.bucket+"/machines", "-p", "web-1", "-k", w.Keys.UserKey, "-d", out)
 	same(t, m, filepath.Join(out, "web-1"))
 	w.restored(t, m, location)
-	if got := w.aws(t, "register-image", "--name", "of the bundle", "--image-location", w.bucket+"/machines/web-1.manifest.xml", "--query", "ImageId"); !strings.HasPrefix(got, "ami-") {
-		t.Errorf("registered is %q", got)
-	}
+	w.want(t, params{"op": "register_image", "params": params{"Name": "of the bundle", "ImageLocation": w.bucket + "/machines/web-1.manifest.xml"}}, "", nil)
 	// A bundle that is there is not replaced by a request.
 	if got := w.ends(t, m, w.bundling(t, "i-a1", w.bucket, "machines/web-1")); got.State != "failed" || !strings.Contains(got.BundleTaskError.Message, "is stored already") {
 		t.Errorf("the second bundle of that name is %+v", got)
@@ -127,14 +134,14 @@ func wholeWay(t *testing.T, w *taskWorld) {
 // killedOnTheWay: agent, captures and a server are killed while an image and a
 // bundle are made.
 func killedOnTheWay(t *testing.T, w *taskWorld) {
-	m := w.newMachine(t, "i-a2", "instance: i-a2\n  "+anyBundle, slowly).run(t)
+	m := w.newMachine(t, "i-a2", anything).run(t, slowly)
 	image := w.image(t, "i-a2", "of a machine that is killed")
 	m.reads(t)
 	m.kill(t)
 	m.killWorkers(t)
 	w.killFirst() // of two servers; the other goes on where it was
-	m.run(t)
-	location := w.available(t, image, 0)
+	m.run(t, soon)
+	location := w.available(t, "i-a2", image)
 	if all := m.tasks(t); len(all) != 1 || len(all[0].Attempts) != 2 {
 		t.Errorf("the agent's tasks are %+v", all)
 	}
@@ -144,7 +151,7 @@ func killedOnTheWay(t *testing.T, w *taskWorld) {
 	id := w.bundling(t, "i-a2", w.bucket, "machines/web-2")
 	m.reads(t)
 	m.kill(t)
-	m.run(t)
+	m.run(t, slowly)
 	if got := w.ends(t, m, id); got.State != "complete" {
 		t.Errorf("the bundle is %+v", got)
 	}
@@ -162,7 +169,7 @@ func killedOnTheWay(t *testing.T, w *taskWorld) {
 
 // cancelled: a bundle that is being made, and one that nobody took, are cancelled.
 func cancelled(t *testing.T, w *taskWorld) {
-	m := w.newMachine(t, "i-a3", "instance: i-a3\n  "+anyBundle, slowly).run(t)
+	m := w.newMachine(t, "i-a3", anything).run(t, slowly)
 	id := w.bundling(t, "i-a3", w.bucket, "machines/web-4")
 	m.reads(t)
 	if got := w.aws(t, "cancel-bundle-task", "--bundle-id", id, "--query", "BundleTask.State"); got != "cancelling" {
@@ -216,7 +223,7 @@ func cancelled(t *testing.T, w *taskWorld) {
 func twoAgents(t *testing.T, w *taskWorld) {
 	var both []*machine
 	for range 2 {
-		both = append(both, w.newMachine(t, "i-a4", "instance: i-a4\n  create-image: true", "").run(t))
+		both = append(both, w.newMachine(t, "i-a4", "  create-image: true\n").run(t, 0))
 	}
 	const n = 4
 	var ids []string
@@ -224,7 +231,7 @@ func twoAgents(t *testing.T, w *taskWorld) {
 		ids = append(ids, w.image(t, "i-a4", fmt.Sprintf("shared %d", i)))
 	}
 	for _, id := range ids {
-		w.available(t, id, 0)
+		w.available(t, "i-a4", id)
 	}
 	if a, b := len(both[0].tasks(t)), len(both[1].tasks(t)); a+b != n {
 		t.Errorf("they did %d and %d, want %d in all", a, b, n)
@@ -234,7 +241,7 @@ func twoAgents(t *testing.T, w *taskWorld) {
 // notAllowed: what the machine's settings do not allow is refused and told; what is
 // not the server's word is not followed, and told on the machine.
 func notAllowed(t *testing.T, w *taskWorld) {
-	m := w.newMachine(t, "i-a5", "instance: i-a5\n  bundle-to: [cat-*/machines/*]", "limits: {foreground: true}")
+	m := w.newMachine(t, "i-a5", "  bundle-to: [cat-*/machines/*]\n")
 	store, err := upload.Open(t.Context(), w.store(w.bucket), upload.Options{
 		Endpoint: w.minio.Endpoint, Region: w.minio.Region, Credentials: &upload.Credentials{AccessKeyID: w.minio.AccessKey, SecretAccessKey: w.minio.SecretKey},
 	})
@@ -260,7 +267,7 @@ func notAllowed(t *testing.T, w *taskWorld) {
 		w.minio.Put(t, w.bucket, folder+elsewhere+o, w.minio.Get(t, w.bucket, "fleet/catalog/tasks/i-a998/"+elsewhere+o))
 	}
 
-	m.run(t)
+	m.run(t, 0)
 	id := w.bundling(t, "i-a5", w.bucket, "secret/web") // the account may, the machine will not
 	got := w.ends(t, m, id)
 	if got.State != "failed" || got.BundleTaskError.Code != "Client.NotPermitted" || !strings.Contains(got.BundleTaskError.Message, "secret/web") {
@@ -284,11 +291,16 @@ func notAllowed(t *testing.T, w *taskWorld) {
 	if n := len(m.tasks(t)); n != 1 {
 		t.Errorf("the agent had %d tasks, want 1", n)
 	}
-	log := m.log(t)
-	for _, of := range []string{forged.ID, "bun-00000000000000000", elsewhere} {
-		if strings.Count(log, of) != 1 {
-			t.Errorf("the log tells %d times of %s", strings.Count(log, of), of)
+	told := map[string]int{}
+	for line := range strings.Lines(m.log(t)) {
+		for _, of := range []string{forged.ID, "bun-00000000000000000", elsewhere} {
+			if strings.Contains(line, of) && strings.Contains(line, "not followed") {
+				told[of]++
+			}
 		}
+	}
+	if len(told) != 3 || told[forged.ID] != 1 || told[elsewhere] != 1 || told["bun-00000000000000000"] != 1 {
+		t.Errorf("the log tells, how often, of %v", told)
 	}
 	for _, of := range []string{forged.ID, elsewhere} {
 		if s := string(w.minio.Get(t, w.bucket, folder+of+"/status")); !strings.Contains(s, `"pending"`) {

@@ -38,10 +38,13 @@ func newWorld(t *testing.T) *world {
 	w := &world{store: store, signer: signer, now: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)}
 	clock := func() time.Time { return w.now }
 	w.server = tasks.Open(tasks.Options{Store: store, Signer: signer, Now: clock})
-	w.agent = tasks.Open(tasks.Options{Store: store, Now: clock, Signers: keys.NewAllowedSigners(keys.AllowedSigner{
-		Principals: "i-*", Namespaces: tasks.Namespace, Key: signer.Public(),
-	})})
+	w.agent = tasks.Open(tasks.Options{Store: store, Now: clock, Signers: w.signers()})
 	return w
+}
+
+// signers are whom agents obey.
+func (w *world) signers() *keys.AllowedSigners {
+	return keys.NewAllowedSigners(keys.AllowedSigner{Principals: "i-*", Namespaces: tasks.Namespace, Key: w.signer.Public()})
 }
 
 var bundle = tasks.Request{Kind: tasks.BundleInstance, Instance: "i-1", Account: "111122223333", Bucket: "b", Prefix: "p"}

@@ -1,0 +1,226 @@
+package tasks_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/instar-image/instar/upload"
+	"github.com/instar-image/instar/upload/catalog/tasks"
+)
+
+// TestLapse: what nobody will bring to its end is ended, and nothing else.
+func TestLapse(t *testing.T) {
+	for name, c := range map[string]struct {
+		state tasks.State // reported by an agent; "" if none took it
+		pass  time.Duration
+		want  tasks.State
+		code  string
+	}{
+		"waits":               {"", tasks.Lifetime - time.Second, tasks.Pending, ""},
+		"expired":             {"", tasks.Lifetime, tasks.Failed, tasks.CodeUnreachable},
+		"heard of":            {tasks.Storing, tasks.Silence, tasks.Storing, ""},
+		"silent":              {tasks.Storing, tasks.Silence + time.Second, tasks.Failed, tasks.CodeSilent},
+		"silent, asked to":    {tasks.Cancelling, tasks.Silence + time.Second, tasks.Cancelled, "Client.Cancelled"},
+		"ended":               {tasks.Complete, 2 * tasks.Lifetime, tasks.Complete, ""},
+		"long, but heard of":  {tasks.Bundling, tasks.Silence / 2, tasks.Bundling, ""},
+		"expired when it ran": {tasks.Bundling, tasks.Lifetime, tasks.Failed, tasks.CodeSilent},
+	} {
+		w, ctx := newWorld(t), t.Context()
+		asked := w.submit(t, bundle)
+		if c.state != "" {
+			mine, err := w.agent.Take(ctx, asked, "a")
+			if err == nil {
+				_, err = w.agent.Update(ctx, mine, tasks.Status{State: c.state})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.now = w.now.Add(c.pass)
+		now, err := w.server.Get(ctx, "i-1", asked.ID)
+		if err == nil {
+			now, err = w.server.Lapse(ctx, now)
+		}
+		if err != nil || now.State != c.want || now.Code != c.code {
+			t.Errorf("%s: %+v, %v; want %s %s", name, now.Status, err, c.want, c.code)
+		}
+		if kept, err := w.server.Get(ctx, "i-1", asked.ID); err != nil || kept.State != c.want {
+			t.Errorf("%s: in the store it is %+v, %v", name, kept.Status, err)
+		}
+	}
+
+	// One who looked before the agent was heard of ends nothing.
+	w, ctx := newWorld(t), t.Context()
+	mine, err := w.agent.Take(ctx, w.submit(t, bundle), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.now = w.now.Add(2 * tasks.Silence)
+	old := mine
+	if _, err := w.agent.Update(ctx, mine, tasks.Status{State: tasks.Bundling, Progress: 7}); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := w.server.Lapse(ctx, old); err != nil || now.State != tasks.Bundling || now.Progress != 7 {
+		t.Errorf("%+v, %v", now.Status, err)
+	}
+}
+
+// TestRefuse: an agent ends what it will not do, unless it was taken meanwhile.
+func TestRefuse(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	asked := w.submit(t, bundle)
+	if err := w.agent.Refuse(ctx, asked, "a", "Client.NotPermitted", strings.Repeat("ä", 1000)); err != nil {
+		t.Fatal(err)
+	}
+	now, err := w.server.Get(ctx, "i-1", asked.ID)
+	if err != nil || now.State != tasks.Failed || now.Code != "Client.NotPermitted" || len(now.Message) < 1000 || now.Agent != "a" {
+		t.Errorf("%+v, %v", now.Status, err)
+	}
+	if _, err := w.agent.Take(ctx, asked, "b"); !errors.Is(err, tasks.ErrTaken) {
+		t.Errorf("it is taken after: %v", err)
+	}
+	asked = w.submit(t, bundle)
+	if _, err := w.agent.Take(ctx, asked, "b"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.agent.Refuse(ctx, asked, "a", "Client.NotPermitted", "no"); !errors.Is(err, tasks.ErrTaken) {
+		t.Errorf("it is refused after it was taken: %v", err)
+	}
+}
+
+// TestCancellingIsHeardOf: an agent that cancels says so until it has.
+func TestCancellingIsHeardOf(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	mine, err := w.agent.Take(ctx, w.submit(t, bundle), "a")
+	if err == nil {
+		_, err = w.server.Cancel(ctx, mine)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.now = w.now.Add(time.Minute)
+	now, err := w.agent.Update(ctx, mine, tasks.Status{State: tasks.Cancelling, Progress: 3})
+	if err != nil || now.State != tasks.Cancelling || !now.Updated.Equal(w.now) {
+		t.Errorf("%+v, %v", now.Status, err)
+	}
+}
+
+// counted counts what a store is asked for.
+type counted struct {
+	upload.Store
+	gets, lists int
+}
+
+func (c *counted) Get(ctx context.Context, key string, o upload.GetOptions) (io.ReadCloser, upload.Object, error) {
+	c.gets++
+	return c.Store.Get(ctx, key, o)
+}
+
+func (c *counted) List(ctx context.Context, prefix string) iter.Seq2[upload.Object, error] {
+	c.lists++
+	return c.Store.List(ctx, prefix)
+}
+
+// TestWatchIsCheap: a look that finds nothing new is one LIST, whatever lies there;
+// what changes is seen.
+func TestWatchIsCheap(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	store := &counted{Store: w.store}
+	q := tasks.Open(tasks.Options{Store: store, Now: func() time.Time { return w.now }, Signers: w.signers()})
+	watch := q.Watch("i-1")
+	look := func(waiting, refused int) {
+		t.Helper()
+		l, bad, err := watch.Look(ctx)
+		if err != nil || len(l) != waiting || len(bad) != refused {
+			t.Fatalf("%d wait, %d refused, %v; want %d and %d", len(l), len(bad), err, waiting, refused)
+		}
+	}
+	ended := w.submit(t, bundle)
+	if _, err := w.server.Cancel(ctx, ended); err != nil {
+		t.Fatal(err)
+	}
+	forged := w.submit(t, bundle)
+	key := tasks.Prefix + "i-1/" + forged.ID
+	if _, err := upload.PutBytes(ctx, w.store, key+"/request", []byte("{}"), upload.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	look(0, 1)
+	store.gets, store.lists = 0, 0
+	for range 5 {
+		look(0, 0)
+	}
+	if store.gets != 0 || store.lists != 5 {
+		t.Errorf("five looks are %d reads and %d lists", store.gets, store.lists)
+	}
+	w.submit(t, bundle)
+	look(1, 0)
+	if _, err := upload.PutBytes(ctx, w.store, key+"/request", []byte("{ }"), upload.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	look(1, 1)
+	// A status that is put back is seen.
+	status, _, err := upload.GetBytes(ctx, w.store, key+"/status", 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := upload.PutBytes(ctx, w.store, tasks.Prefix+"i-1/"+ended.ID+"/status", status, upload.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	look(2, 0)
+	if _, _, err := q.Watch("../i-1").Look(ctx); err == nil {
+		t.Error("what is no instance is looked for")
+	}
+}
+
+// TestHalves: what a server that was killed began to submit is no task, and goes
+// in time.
+func TestHalves(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	whole, half := w.submit(t, bundle), w.submit(t, bundle)
+	at := tasks.Prefix + "i-1/" + half.ID
+	if err := w.store.Delete(ctx, at+"/request"); err != nil {
+		t.Fatal(err)
+	}
+	put, err := w.store.Stat(ctx, at+"/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		at   time.Time
+		left bool
+	}{{put.Modified.Add(tasks.Keep - time.Minute), true}, {put.Modified.Add(tasks.Keep + time.Minute), false}} {
+		w.now = c.at
+		if _, err := w.server.Forget(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.store.Stat(ctx, at+"/status"); (err == nil) != c.left {
+			t.Errorf("it is there: %v, want %t", err, c.left)
+		}
+	}
+	if l, err := w.server.List(ctx, "i-1"); err != nil || len(l) > 1 || len(l) == 1 && l[0].ID != whole.ID {
+		t.Errorf("%v, %v", l, err)
+	}
+}
+
+// TestExpiresEarlier: a request may end before others do, not after.
+func TestExpiresEarlier(t *testing.T) {
+	w := newWorld(t)
+	r := bundle
+	r.Expires = w.now.Add(time.Minute)
+	if got := w.submit(t, r); !got.Expires.Equal(w.now.Add(time.Minute)) {
+		t.Errorf("it expires at %s", got.Expires)
+	}
+	r.Expires = w.now.Add(100 * tasks.Lifetime)
+	if got := w.submit(t, r); !got.Expires.Equal(w.now.Add(tasks.Lifetime)) {
+		t.Errorf("it expires at %s", got.Expires)
+	}
+	r.Expires = w.now.Add(-time.Minute)
+	if _, err := w.server.Submit(t.Context(), r); !errors.Is(err, tasks.ErrRequest) {
+		t.Errorf("one that has expired: %v", err)
+	}
+}
