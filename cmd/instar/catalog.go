@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -36,7 +34,7 @@ describes it and how to begin.`, `
   instar catalog create --store s3://images/fleet eu-home-1
   instar catalog serve --store s3://images/fleet --accounts accounts.yaml
   aws --endpoint-url http://127.0.0.1:8773 ec2 describe-images --owners self`)
-	cmd.AddCommand(newCatalogCreate(a), newCatalogServe(a))
+	cmd.AddCommand(newCatalogCreate(a), newCatalogServe(a), newCatalogAccounts(a))
 	cmd.AddCommand(newCatalogVerbs(a)...)
 	return cmd
 }
@@ -181,10 +179,11 @@ func runCatalogServe(ctx context.Context, a *app, o *catalogServeOptions) (err e
 	if o.accounts == "" {
 		o.accounts = filepath.Join(a.keyDir(), catalogAccounts)
 	}
-	accounts, err := newAccountsFile(o.accounts, log)
+	accounts, err := openAccounts(ctx, o.accounts, log)
 	if err != nil {
-		return withHint(&exitError{code: exitFile, err: err}, "--accounts FILE says who may ask; docs/catalog.md describes it.")
+		return err
 	}
+	defer accounts.keep(ctx)()
 	k, err := a.openCatalog(ctx, &o.imageStore, o.sign, !o.readOnly)
 	if err != nil {
 		return err
@@ -267,59 +266,4 @@ func (a *app) otherRegions(ctx context.Context, o *catalogServeOptions, own stri
 		out = append(out, otherRegion{ec2api.Region{Name: name, Endpoint: host}, k})
 	}
 	return out, nil
-}
-
-// accountsFile is read anew when it, or a file that it names, has changed; what is
-// wrong leaves the accounts of before, and says so.
-type accountsFile struct {
-	name string
-	log  zerolog.Logger
-
-	mu     sync.Mutex
-	looked time.Time
-	failed string // why they cannot be read, said already
-	now    *ec2api.Accounts
-}
-
-func newAccountsFile(name string, log zerolog.Logger) (*accountsFile, error) {
-	now, err := ec2api.ReadAccounts(name)
-	if err != nil {
-		return nil, err
-	}
-	return &accountsFile{name: name, log: log, now: now}, nil
-}
-
-// accountsEvery is how often the accounts' file is looked at, at most.
-const accountsEvery = time.Second
-
-func (f *accountsFile) get() *ec2api.Accounts {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if time.Since(f.looked) < accountsEvery {
-		return f.now
-	}
-	f.looked = time.Now()
-	if f.failed == "" && !changedSince(f.now.Files()) {
-		return f.now
-	}
-	fresh, err := ec2api.ReadAccounts(f.name)
-	switch {
-	case err == nil:
-		f.now, f.failed = fresh, ""
-		f.log.Info().Int("keys", fresh.Len()).Msg("the accounts were read anew")
-	case err.Error() != f.failed:
-		f.failed = err.Error()
-		f.log.Error().Err(err).Msg("the accounts cannot be read: those of before hold")
-	}
-	return f.now
-}
-
-// changedSince says whether one of the files was changed at another time, or is gone.
-func changedSince(files map[string]time.Time) bool {
-	for name, at := range files {
-		if st, err := os.Stat(name); err != nil || !st.ModTime().Equal(at) {
-			return true
-		}
-	}
-	return false
 }

@@ -196,28 +196,39 @@ func TestRegistryRefuses(t *testing.T) {
 		{"a read that misses what was registered", false, []*step{made(a, "n"), {kind: "list"}}},
 		{"a read that sees it", true, []*step{made(a, "n"), {kind: "list", saw: a + "=" + shown(record{name: "n", word: a, state: "available"}) + "\n"}}},
 		{"a tag that is lost", false, []*step{
-			made(a, "n"), {kind: "tag", id: a, tag: "k", value: "1"}, {kind: "tag", id: a, tag: "l", value: "2"},
+			made(a, "n"),
+			{kind: "tag", id: a, tag: "k", value: "1"},
+			{kind: "tag", id: a, tag: "l", value: "2"},
 			{kind: "describe", id: a, saw: shown(record{name: "n", word: a, state: "available", tags: map[string]string{"l": "2"}})},
 		}},
 		{"both tags", true, []*step{
-			made(a, "n"), {kind: "tag", id: a, tag: "k", value: "1"}, {kind: "tag", id: a, tag: "l", value: "2"},
+			made(a, "n"),
+			{kind: "tag", id: a, tag: "k", value: "1"},
+			{kind: "tag", id: a, tag: "l", value: "2"},
 			{kind: "describe", id: a, saw: shown(record{name: "n", word: a, state: "available", tags: map[string]string{"k": "1", "l": "2"}})},
 		}},
 		{"a permission that comes back", false, []*step{
 			made(a, "n"), {kind: "share", id: a, account: bob}, {kind: "withdraw", id: a, account: bob}, {kind: "look", id: a, saw: "n"},
 		}},
 		{"a permission that ends with disabling", true, []*step{
-			made(a, "n"), {kind: "share", id: a, account: bob}, {kind: "look", id: a, saw: "n"}, {kind: "disable", id: a}, {kind: "enable", id: a},
-			{kind: "look", id: a, code: "InvalidAMIID.NotFound"}, {kind: "permissions", id: a},
+			made(a, "n"),
+			{kind: "share", id: a, account: bob},
+			{kind: "look", id: a, saw: "n"},
+			{kind: "disable", id: a},
+			{kind: "enable", id: a},
+			{kind: "look", id: a, code: "InvalidAMIID.NotFound"},
+			{kind: "permissions", id: a},
 		}},
 		{"a change of what is gone", false, []*step{made(a, "n"), {kind: "deregister", id: a}, {kind: "untag", id: a, tag: "k"}}},
 		{"an unknown registration that was seen", true, []*step{
-			{kind: "register", id: a, name: "n", word: a, unknown: true, did: true}, {kind: "list"},
+			{kind: "register", id: a, name: "n", word: a, unknown: true, did: true},
+			{kind: "list"},
 			{kind: "list", saw: a + "=" + shown(record{name: "n", word: a, state: "available"}) + "\n"},
 		}},
 		{"one that was seen, and then not", false, []*step{
 			{kind: "register", id: a, name: "n", word: a, unknown: true, did: true},
-			{kind: "list", saw: a + "=" + shown(record{name: "n", word: a, state: "available"}) + "\n"}, {kind: "list"},
+			{kind: "list", saw: a + "=" + shown(record{name: "n", word: a, state: "available"}) + "\n"},
+			{kind: "list"},
 		}},
 	} {
 		var ops []porcupine.Operation

@@ -25,8 +25,13 @@ import (
 // change; a changed file is read anew.
 type Accounts struct {
 	keys   map[string]credential
+	byID   map[string]*account
 	secret [32]byte             // of all servers with the same file
 	files  map[string]time.Time // that were read, and when they had been changed
+
+	minio  *MinIO
+	policy string // what begins the names of policies that stand for accounts
+	left   []Left
 }
 
 // credential is an access key and what it stands for.
@@ -34,6 +39,8 @@ type credential struct {
 	key      sigv4.Key
 	account  *account
 	readOnly bool
+	minio    bool   // is of a MinIO's user
+	parent   string // whose service account it is there
 }
 
 // account is one of the file.
@@ -67,10 +74,7 @@ type accountsFile struct {
 		Images    []string  `yaml:"images"`
 		Keys      []keyFile `yaml:"keys"`
 	} `yaml:"accounts"`
-	MinIO struct {
-		Export string `yaml:"export"`
-		Policy string `yaml:"policy"`
-	} `yaml:"minio"`
+	MinIO minioFile `yaml:"minio"`
 }
 
 type keyFile struct {
@@ -84,14 +88,15 @@ type keyFile struct {
 
 var (
 	accountID   = regexp.MustCompile(`^[0-9]{12}$`)
-	accessKeyID = regexp.MustCompile(`^[A-Za-z0-9_.=-]{3,128}$`)
+	accessKeyID = regexp.MustCompile(`^[A-Za-z0-9_.=@+-]{3,128}$`)
 )
 
 // maxAccounts is how many bytes of the accounts' file are read.
 const maxAccounts = 4 << 20
 
 // ReadAccounts reads the accounts' file. It holds secrets: if others than
-// owner and group may read it, it is refused.
+// owner and group may read it, it is refused. A MinIO that it names is not asked
+// yet: see [Accounts.MinIO].
 func ReadAccounts(name string) (*Accounts, error) {
 	a, err := readAccounts(name)
 	if err != nil {
@@ -101,7 +106,7 @@ func ReadAccounts(name string) (*Accounts, error) {
 }
 
 func readAccounts(name string) (*Accounts, error) {
-	a := &Accounts{keys: make(map[string]credential), files: make(map[string]time.Time)}
+	a := &Accounts{keys: make(map[string]credential), byID: make(map[string]*account), files: make(map[string]time.Time)}
 	data, err := a.read(name, maxAccounts)
 	if err != nil {
 		return nil, err
@@ -112,12 +117,11 @@ func readAccounts(name string) (*Accounts, error) {
 			return nil, err
 		}
 	}
-	byID := make(map[string]*account)
 	for _, x := range f.Accounts {
 		if !accountID.MatchString(x.ID) {
 			return nil, fmt.Errorf("account %q: an id is 12 digits, in quotes", x.ID)
 		}
-		if byID[x.ID] != nil {
+		if a.byID[x.ID] != nil {
 			return nil, fmt.Errorf("account %s is there twice", x.ID)
 		}
 		for _, p := range slices.Concat(x.Instances, x.Buckets, x.Images) {
@@ -126,22 +130,22 @@ func readAccounts(name string) (*Accounts, error) {
 			}
 		}
 		acc := &account{id: x.ID, instances: x.Instances, buckets: x.Buckets, images: x.Images}
-		byID[x.ID] = acc
+		a.byID[x.ID] = acc
 		for _, k := range x.Keys {
 			if err := a.add(acc, k, filepath.Dir(name)); err != nil {
 				return nil, fmt.Errorf("account %s, key %q: %w", x.ID, k.ID, err)
 			}
 		}
 	}
-	if f.MinIO.Export != "" {
-		if err := a.addMinIO(beside(filepath.Dir(name), f.MinIO.Export), f.MinIO.Policy, byID); err != nil {
-			return nil, fmt.Errorf("users of MinIO in %s: %w", f.MinIO.Export, err)
-		}
-	} else if f.MinIO.Policy != "" {
-		return nil, errors.New("minio: policy goes with export")
+	if err := a.addMinIO(&f.MinIO, filepath.Dir(name)); err != nil {
+		return nil, err
 	}
-	if len(a.keys) == 0 {
-		return nil, errors.New("it names no access key: nobody could ask anything")
+	if len(a.keys) == 0 && a.minio == nil {
+		err := errors.New("it names no access key: nobody could ask anything")
+		for _, l := range a.left {
+			err = fmt.Errorf("%w; %q is not taken: %s", err, l.Key, l.Why)
+		}
+		return nil, err
 	}
 	a.derive()
 	return a, nil
@@ -168,7 +172,7 @@ func (a *Accounts) add(acc *account, k keyFile, dir string) error {
 	}
 	switch {
 	case !accessKeyID.MatchString(k.ID):
-		return errors.New("an access-key-id is 3 to 128 letters, digits, '_', '-', '.' and '='")
+		return errors.New("an access-key-id is 3 to 128 letters, digits, '_', '-', '.', '=', '@' and '+'")
 	case len(secret) < 8 || len(secret) > 1024:
 		return errors.New("a secret has 8 to 1024 characters")
 	}
@@ -195,6 +199,10 @@ func (a *Accounts) derive() {
 		k := a.keys[id].key
 		fmt.Fprintf(h, "%d:%s,%d:%s,", len(id), id, len(k.Secret), k.Secret)
 	}
+	// A MinIO's users come and go, and each server hears of it at another time.
+	if m := a.minio; m != nil {
+		fmt.Fprintf(h, "minio %d:%s,%d:%s,", len(m.AccessKey), m.AccessKey, len(m.Secret), m.Secret)
+	}
 	h.Sum(a.secret[:0])
 }
 
@@ -212,7 +220,14 @@ func (a *Accounts) Len() int { return len(a.keys) }
 func (a *Accounts) Files() map[string]time.Time { return maps.Clone(a.files) }
 
 // read reads a file that the world must not.
-func (a *Accounts) read(name string, limit int64) ([]byte, error) {
+func (a *Accounts) read(name string, limit int64) ([]byte, error) { return a.open(name, limit, 0o007) }
+
+// readPublic reads a file without secrets.
+func (a *Accounts) readPublic(name string, limit int64) ([]byte, error) {
+	return a.open(name, limit, 0)
+}
+
+func (a *Accounts) open(name string, limit int64, forbidden os.FileMode) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
@@ -223,7 +238,7 @@ func (a *Accounts) read(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	a.files[name] = st.ModTime()
-	if st.Mode().Perm()&0o007 != 0 {
+	if st.Mode().Perm()&forbidden != 0 {
 		return nil, fmt.Errorf("%s can be read by everybody and holds secrets: chmod o= %[1]s", name)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))

@@ -29,8 +29,9 @@ func export(t *testing.T, name, users, mappings string) {
 		t.Fatal(err)
 	}
 	z := zip.NewWriter(f)
-	for file, text := range map[string]string{minioUsers: users, minioMappings: mappings, "iam-assets/policies.json": "{}"} {
-		w, err := z.Create(file)
+	policies := `{"readwrite":{},"instar-account-111111111111":{},"instar-account-111111111111-read-only":{},"instar-account-222222222222":{}}`
+	for file, text := range map[string]string{"users": users, "user_mappings": mappings, "policies": policies, "groups": "{}", "svcaccts": "{}", "group_mappings": "{}", "stsuser_mappings": "{}"} {
+		w, err := z.Create("iam-assets/" + file + ".json")
 		if err == nil {
 			_, err = w.Write([]byte(text))
 		}
@@ -102,9 +103,18 @@ func TestAccountsThatAreWrong(t *testing.T) {
 		"accounts: [{id: '111111111111', keys: [{access-key-id: K Y, secret-access-key: secret-of-key}]}]":                 "access-key-id",
 		"accounts: [{id: '111111111111', keys: [{access-key-id: KEY, secret-access-key: secret-of-key, secret-file: x}]}]": "secret-file",
 		"accounts: [{id: '111111111111', keys: [{access-key-id: KEY, secret-file: nowhere}]}]":                             "nowhere",
-		"minio: {export: two.zip}": "name the accounts",
-		"minio: {export: no.zip}":  "zip",
-		"minio: {policy: x}":       "goes with export",
+		"minio: {export: two.zip}":                   "no access key",
+		"minio: {export: no.zip}":                    "not an export",
+		"minio: {policy: x}":                         "needs a url",
+		"minio: {export: two.zip, url: 'https://x'}": "nothing else",
+		"minio: {url: 'http://x.example', access-key-id: k, secret-access-key: secret-of-x}":                          "not https",
+		"minio: {url: 'https://x.example'}":                                                                           "access key",
+		"minio: {url: 'https://x.example', access-key-id: k, secret-access-key: secret-of-x, secret-file: secret}":    "secret-file",
+		"minio: {url: 'https://x.example', access-key-id: k, secret-file: nowhere}":                                   "nowhere",
+		"minio: {url: 'https://x.example', access-key-id: k, secret-access-key: secret-of-x, ca-cert: accounts.yaml}": "PEM",
+		"minio: {url: 'https://x.example', access-key-id: k, secret-access-key: secret-of-x, every: 10m, keep: 5m}":   "every is",
+		"minio: {url: 'https://x.example', access-key-id: k, secret-access-key: secret-of-x, every: 1ms}":             "every is",
+		"minio: {url: 'https://x.example', access-key-id: k, secret-access-key: secret-of-x, keep: 1000h}":            "every is",
 	} {
 		_, err := ReadAccounts(writeFile(t, filepath.Join(dir, "accounts.yaml"), 0o600, text))
 		if err == nil || !strings.Contains(err.Error(), want) {
