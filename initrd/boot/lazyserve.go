@@ -98,8 +98,6 @@ const (
 	kernelRequests = 128
 	// storePatience is how long a read waits for a store that does not answer.
 	storePatience = 30 * time.Minute
-	// bootPatience is how many seconds the image's system may take to be started.
-	bootPatience = 120
 	// Pauses after what could not be fetched.
 	firstFillPause = 5 * time.Second
 	lastFillPause  = 5 * time.Minute
@@ -289,49 +287,13 @@ func (c *lazyConfig) openTrace(object []byte) (t *chunked.Trace, err error) {
 	return t, nil
 }
 
-// booted waits until the image's system runs, which it would slow down to fill
-// the disk beside: the initrd's init is then gone. It is not waited for long.
-func booted(ctx context.Context) {
-	for range bootPatience {
-		if _, err := os.Stat("/init"); err != nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// settled waits until the system has asked for nothing for a while: what is
-// fetched beside a boot takes the line and the processor from it. A system that is
-// never quiet is not waited for long.
-func settled(ctx context.Context, dev *lazyroot.Device) {
-	for range settlePatience {
-		if dev.Stats().SinceRequest > settleTime {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-const (
-	settleTime     = 5 * time.Second
-	settlePatience = 120 // seconds
-)
-
 // fill brings the whole image to the disk, the filesystem's metadata first,
 // however long the store takes.
 func fill(ctx context.Context, dev *lazyroot.Device, say func(string, ...any)) error {
 	// A server that is started again when all is there keeps nobody waiting.
 	if dev.Stats().State != lazyroot.Complete {
 		booted(ctx)
-		settled(ctx, dev)
+		settled(ctx, func() time.Duration { return dev.Stats().SinceRequest }, "stat")
 	}
 	began := time.Now()
 	for pause := firstFillPause; ; pause = min(2*pause, lastFillPause) {

@@ -229,13 +229,16 @@ type Stats struct {
 	DemandBytes  int64
 	Ahead        int64 // ranges fetched ahead of need
 	AheadBytes   int64
-	Joined       int64 // reads that found what they need under way
-	SinceRequest time.Duration
+	Joined       int64         // reads that found what they need under way
+	SinceRequest time.Duration // 0 while the guest waits for an answer
 }
 
 // Stats of now.
 func (d *Device) Stats() Stats {
-	s := Stats{State: d.state(), Blocks: d.bits.n, Local: d.bits.n - d.bits.left.Load(), SinceRequest: time.Duration(time.Since(d.born).Nanoseconds() - d.asked.Load())}
+	s := Stats{State: d.state(), Blocks: d.bits.n, Local: d.bits.n - d.bits.left.Load()}
+	if d.busy.Load() == 0 {
+		s.SinceRequest = time.Duration(time.Since(d.born).Nanoseconds() - d.asked.Load())
+	}
 	if f := d.fetch; f != nil {
 		s.Demand, s.DemandBytes, s.Ahead, s.AheadBytes, s.Joined = f.requests.Load(), f.fetched.Load(), f.backRequests.Load(), f.backFetched.Load(), f.joined.Load()
 	}
