@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/initrd/launch"
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/metadata/ticket"
@@ -84,7 +85,7 @@ func (c *console) tail() string {
 func (b *bencher) boot(ctx context.Context, k kind, l line) (result, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	f := &far{Store: b.objects, line: l}
+	f := &far{Store: b.objects, line: &pacing{line: l}}
 	begun := time.Now()
 	now := func() point { return point{time.Since(begun).Seconds(), guestCPU(), f.traffic()} }
 	c := newConsole(now)
@@ -95,6 +96,8 @@ func (b *bencher) boot(ctx context.Context, k kind, l line) (result, error) {
 	img := b.plain
 	if k.traced {
 		img = b.traced
+	} else {
+		f.none = chunked.TraceKey(img.image.Manifest.Name, img.image.Name) // of the version that is booted without
 	}
 	if k.mode == "" {
 		o.Disk = b.local

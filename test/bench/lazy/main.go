@@ -2,10 +2,13 @@
 // in the store: its disk fetched before the boot, while it runs, and while it runs
 // with a boot trace by which it is laid out; from a store far away (20 MB/s, 30 ms)
 // and one that is near; and against the same image booted from the local disk. It
-// also measures the first byte that is read of an image on a workstation. All machines
+// also measures the first byte of a file that "instar mount" gives, against curl. All machines
 // are QEMU's, emulated; seconds are counted from QEMU's start.
 //
-//	go run ./test/bench/lazy [-runs N]
+//	go run ./test/bench/lazy [-runs N] [-only REGEXP] [-dir DIR]
+//
+// What is measured has names: a way to boot and its line, "lazy+trace, near", or
+// "mount". -only measures those that a regular expression matches.
 //
 // It needs root, the packages test/tools installs, and about 6 GiB below $TMPDIR.
 package main
@@ -19,6 +22,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -36,10 +40,17 @@ import (
 
 func main() {
 	runs := flag.Int("runs", 1, "boots of each kind; medians count")
+	only := flag.String("only", "", "measure what this regular `expression` matches")
+	dir := flag.String("dir", "", "keep the image and the programs in this `directory`, and use those of a run before")
 	flag.Parse()
+	chosen, err := regexp.Compile(*only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench: -only:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, *runs); err != nil {
+	if err := bench(ctx, *dir, *runs, chosen); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -91,15 +102,18 @@ func shell(ctx context.Context, script string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-func bench(ctx context.Context, runs int) (err error) {
+func bench(ctx context.Context, dir string, runs int, only *regexp.Regexp) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, to unpack a Debian with its owners")
 	}
-	dir, err := os.MkdirTemp("", "instar-bench-lazy-*")
-	if err != nil {
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "instar-bench-lazy-*"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	} else if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	b := &bencher{dir: dir}
 	if err := b.prepare(ctx); err != nil {
 		return err
@@ -109,8 +123,8 @@ func bench(ctx context.Context, runs int) (err error) {
 	for _, k := range kinds {
 		all[k] = map[line]result{}
 		for _, l := range lines {
-			if k.mode == "" && l.rate != 0 {
-				continue // it has no store
+			if k.mode == "" && l.rate != 0 || !only.MatchString(k.name+", "+l.name) {
+				continue // what is on the local disk has no store
 			}
 			var list []result
 			for range runs {
@@ -125,7 +139,15 @@ func bench(ctx context.Context, runs int) (err error) {
 		}
 	}
 	b.show(all)
-	return b.first(ctx, all)
+	rows := b.targets(all)
+	if only.MatchString("mount") {
+		more, err := b.first(ctx)
+		if err != nil {
+			return err
+		}
+		rows = append(rows, more...)
+	}
+	return show(rows)
 }
 
 // median is that of each figure.
@@ -164,8 +186,9 @@ func (b *bencher) prepare(ctx context.Context) error {
 		}
 	}
 	if _, err := shell(ctx, `
+test ! -e "$1/prepared" || exit 0
 tar=$(test/debian kernel)
-mkdir "$2"
+mkdir -p "$2"
 tar -C "$2" -xf "$tar"
 printf 'LABEL=root / ext4 defaults 0 1\n' >"$2/etc/fstab"
 # What a machine has and no boot reads: large files and small ones.
@@ -181,7 +204,8 @@ ssh-keygen -q -t ed25519 -N '' -f "$1/ssh"
 capture "$@" --boot-trace bench
 "$1/instar" restore bench@parent --store "$3" --to "$1/local" >&2
 "$1/instar" restore bench@parent --store "$3" --stream kernel --to "$1/kernel" >&2
-"$1/instar" restore bench@parent --store "$3" --stream initrd --to "$1/initrd" >&2`, b.dir, tree, store); err != nil {
+"$1/instar" restore bench@parent --store "$3" --stream initrd --to "$1/initrd" >&2
+touch "$1/prepared"`, b.dir, tree, store); err != nil {
 		return err
 	}
 	b.kernel, b.initrd, b.local = filepath.Join(b.dir, "kernel"), filepath.Join(b.dir, "initrd"), filepath.Join(b.dir, "local")
@@ -207,8 +231,7 @@ capture "$@" --boot-trace bench
 		return err
 	}
 	b.signers = keys.AllowedSigner{Principals: "bench", Key: b.plain.image.Signer}.String() + "\n"
-	// The plain one is to be booted without a trace.
-	return b.plain.image.DeleteTrace(ctx)
+	return nil
 }
 
 func (b *bencher) version(ctx context.Context, ref string) (*version, error) {
@@ -285,25 +308,53 @@ type row struct {
 	unit          string
 }
 
-// first measures the first byte on a workstation, and prints what was to be
-// reached and was.
-func (b *bencher) first(ctx context.Context, all map[kind]map[line]result) error {
-	local, eager, traced := all[kinds[0]][lines[1]], all[kinds[1]][lines[0]], all[kinds[3]][lines[0]]
-	rows := []row{
-		{"bytes before sshd, lazy+trace, of those stored", 100 * float64(traced.at["sshd"].bytes) / float64(b.traced.stored), 10, "%"},
-		{"bytes before sshd, lazy+trace, to what the trace's pieces have", float64(traced.at["sshd"].bytes) / float64(b.traced.touch), 1.2, "x"},
-		{"reads that waited for a fetch of their own until all was there, lazy+trace", float64(traced.demand), 5, ""},
-		{"seconds to sshd, lazy+trace to eager, " + lines[0].name, traced.at["sshd"].wall / eager.at["sshd"].wall, 0.5, "x"},
-		{"guest CPU seconds to sshd, lazy+trace less a boot from the local disk", traced.at["sshd"].cpu - local.at["sshd"].cpu, 12, "s"},
-		{"  of them before the image's system runs", traced.at["root"].cpu - local.at["root"].cpu, 12, "s"},
-	}
-	requests, ratio, err := b.workstation(ctx)
-	if err != nil {
-		return err
+// targets are what boots were to reach, of those that were measured.
+func (b *bencher) targets(all map[kind]map[line]result) (rows []row) {
+	local, hasLocal := all[kinds[0]][lines[1]]
+	eager, hasEager := all[kinds[1]][lines[0]]
+	traced, ok := all[kinds[3]][lines[0]]
+	if !ok {
+		return nil
 	}
 	rows = append(rows,
-		row{"requests to the first byte of a version that is named in full", float64(requests), 5, ""},
-		row{"seconds to it, to the same objects fetched one after the other", ratio, 3, "x"})
+		row{"bytes before sshd, lazy+trace, of those stored", 100 * float64(traced.at["sshd"].bytes) / float64(b.traced.stored), 10, "%"},
+		row{"bytes before sshd, lazy+trace, to what the trace's pieces have", float64(traced.at["sshd"].bytes) / float64(b.traced.touch), 1.2, "x"},
+		row{"reads that waited for a fetch of their own until all was there, lazy+trace", float64(traced.demand), 5, ""})
+	if hasEager {
+		rows = append(rows, row{"seconds to sshd, lazy+trace to eager, " + lines[0].name, traced.at["sshd"].wall / eager.at["sshd"].wall, 0.5, "x"})
+	}
+	if hasLocal {
+		rows = append(rows,
+			row{"guest CPU seconds to sshd, lazy+trace less a boot from the local disk", traced.at["sshd"].cpu - local.at["sshd"].cpu, 12, "s"},
+			row{"  of them before the image's system runs", traced.at["root"].cpu - local.at["root"].cpu, 12, "s"})
+	}
+	return rows
+}
+
+// first measures the first byte of a file on a workstation.
+func (b *bencher) first(ctx context.Context) ([]row, error) {
+	cold, warm, err := b.workstation(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range []struct {
+		how string
+		opening
+	}{{"on a machine that knows nothing of the image", cold}, {"mounted again", warm}} {
+		fmt.Printf("A file's first byte, %s: after %.2f s, of which the mount took %.2f, by requests for %s; the same by curl: %.2f s.\n", o.how, o.took, o.mounted, o.kinds(), o.curl)
+	}
+	fmt.Println()
+	return []row{
+		{"requests to the first byte that the kernel is given of the disk, the version named in full", float64(cold.first()), 5, ""},
+		{"requests to the first byte of a file, mounted by \"instar mount\", the version named in full", float64(cold.requests), 5, ""},
+		{"seconds to it, to curl fetching the same ranges", cold.took / cold.curl, 3, "x"},
+		{"  requests, mounted again on the same machine", float64(warm.requests), 5, ""},
+		{"  seconds to it, to curl fetching the same ranges", warm.took / warm.curl, 3, "x"},
+	}, nil
+}
+
+// show prints what was to be reached, and what was.
+func show(rows []row) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "what\tmeasured\ttarget\t")
 	for _, r := range rows {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
@@ -17,13 +18,37 @@ type line struct {
 	delay time.Duration // before the first byte of each answer
 }
 
+// pacing lets bytes by as fast as a line carries those of all requests together.
+type pacing struct {
+	line line
+
+	mu   sync.Mutex
+	free time.Time // when the line has carried all that was asked for
+}
+
+// carry waits until the line has carried n bytes more.
+func (p *pacing) carry(ctx context.Context, n int) error {
+	if p.line.rate == 0 {
+		return ctx.Err()
+	}
+	p.mu.Lock()
+	now := time.Now()
+	if p.free.Before(now) {
+		p.free = now
+	}
+	p.free = p.free.Add(time.Duration(int64(n) * int64(time.Second) / p.line.rate))
+	wait := p.free.Sub(now)
+	p.mu.Unlock()
+	return pause(ctx, wait)
+}
+
 // far is a store behind a line, which counts what comes by it.
 type far struct {
 	upload.Store
-	line line
+	line *pacing
+	none string // an object that it does not have
 
 	mu       sync.Mutex
-	free     time.Time // when the line has carried all that was asked for
 	requests int
 	packs    int // of them, for ranges of packs
 	bytes    int64
@@ -49,42 +74,41 @@ func (f *far) Get(ctx context.Context, key string, o upload.GetOptions) (io.Read
 		f.packs++
 	}
 	f.mu.Unlock()
-	if err := pause(ctx, f.line.delay); err != nil {
+	if err := pause(ctx, f.line.line.delay); err != nil {
 		return nil, upload.Object{}, err
+	}
+	if key == f.none {
+		return nil, upload.Object{}, fmt.Errorf("%s: %w", key, upload.ErrNotExist)
 	}
 	r, obj, err := f.Store.Get(ctx, key, o)
 	if err != nil {
 		return nil, obj, err
 	}
-	return &body{ReadCloser: r, ctx: ctx, far: f}, obj, nil
+	return &paced{ReadCloser: r, ctx: ctx, line: f.line, count: func(n int) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.bytes += int64(n)
+	}}, obj, nil
 }
 
 // ServerTime is the store's own, whom nothing delays.
 func (f *far) ServerTime(context.Context) (time.Time, error) { return time.Now(), nil }
 
-type body struct {
+// paced is what comes by a line.
+type paced struct {
 	io.ReadCloser
-	ctx context.Context //nolint:containedctx // io.Reader has no place for one
-	far *far
+	ctx   context.Context //nolint:containedctx // io.Reader has no place for one
+	line  *pacing
+	count func(n int) // nil: nobody counts
 }
 
 // Read takes its turn on the line, in pieces, as connections share one.
-func (b *body) Read(p []byte) (int, error) {
+func (b *paced) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(len(p), 32<<10)])
-	f := b.far
-	f.mu.Lock()
-	f.bytes += int64(n)
-	wait := time.Duration(0)
-	if f.line.rate > 0 {
-		now := time.Now()
-		if f.free.Before(now) {
-			f.free = now
-		}
-		f.free = f.free.Add(time.Duration(int64(n) * int64(time.Second) / f.line.rate))
-		wait = f.free.Sub(now)
+	if b.count != nil {
+		b.count(n)
 	}
-	f.mu.Unlock()
-	if perr := pause(b.ctx, wait); perr != nil {
+	if perr := b.line.carry(b.ctx, n); perr != nil {
 		return n, perr
 	}
 	return n, err
