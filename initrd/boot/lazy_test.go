@@ -55,7 +55,7 @@ type lazyCloud struct {
 }
 
 // bigFile is in the image what takes time to come.
-const bigFile = 20 << 20
+const bigFile = 10 << 20
 
 // newLazyCloud captures a root with guestinit as its system, bare or in a
 // partition.

@@ -81,7 +81,7 @@ func TestBootLazyFaults(t *testing.T) {
 	faults := []fault{
 		{
 			name: "store down and wrong and URLs expire", params: filled,
-			faulty: faulty{down: 5 * time.Second, lies: 2, expire: []int64{5 << 20, 12 << 20}, claims: 3, end: 1},
+			faulty: faulty{down: 5 * time.Second, lies: 2, expire: []int64{4 << 20, 7 << 20}, claims: 3, end: 1},
 			want:   []string{sum, `the store closed the connection; trying again`, `ALARM: store: `, `refuses the ticket's URL`},
 		},
 		{
@@ -90,7 +90,7 @@ func TestBootLazyFaults(t *testing.T) {
 		},
 		{
 			name: "wrong for ever", params: "guest.sum=/big guest.write=after:100 guest.log",
-			faulty: faulty{never: 8 << 20},
+			faulty: faulty{never: 6 << 20},
 			want:   []string{`GUEST sum /big: [0-9a-f]{64} read /big: input/output error`, `GUEST write: <nil>`, `ALARM: store: `},
 		},
 	}
@@ -99,7 +99,7 @@ func TestBootLazyFaults(t *testing.T) {
 			faults,
 			fault{name: "store down for a minute", params: filled, faulty: faulty{down: time.Minute, end: 1}, want: []string{sum}},
 			fault{name: "wrong bytes", params: filled, faulty: faulty{lies: 4, end: 1}, want: []string{sum, `ALARM: store: `}},
-			fault{name: "URLs expire twice", params: filled, faulty: faulty{expire: []int64{3 << 20, 9 << 20}, claims: 3, end: 1}, want: []string{sum}},
+			fault{name: "URLs expire twice", params: filled, faulty: faulty{expire: []int64{4 << 20, 8 << 20}, claims: 3, end: 1}, want: []string{sum}},
 			fault{name: "MBR", kind: disk.MBR, params: filled, faulty: faulty{end: 1}, want: []string{`root: /dev/mapper/instar-root1, ext4`, sum}},
 		)
 	}

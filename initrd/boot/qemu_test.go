@@ -1,6 +1,7 @@
 package boot_test
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
@@ -14,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -47,6 +47,7 @@ func buildInitrd(t testing.TB, c boot.Config) (kernel, file string) {
 	_, err = initrd.Build(t.Context(), initrd.Options{
 		Init: qemutest.Init(t), Modules: os.DirFS(root), Config: c,
 		ModuleNames: []string{"virtio_pci", "virtio_blk", "virtio_net"},
+		Compression: initrd.None, // packed ones boot in the tests of launch
 	}, f)
 	must(t, err)
 	return kernel, file
@@ -111,13 +112,6 @@ func (c *cloud) param(t testing.TB) string {
 // on the console, and the machine powers itself off.
 func TestBootWithoutRoot(t *testing.T) {
 	kernel, file := buildInitrd(t, boot.Config{Fail: boot.PowerOff, Patience: 5})
-	answer := func(status int) func(*testing.T) (string, []string) {
-		return func(t *testing.T) (string, []string) {
-			c := newCloud("i-1")
-			c.wrong = func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(status); return true }
-			return c.param(t) + "instar.wait=10", qemutest.UserNet()
-		}
-	}
 	for _, c := range []struct {
 		name  string
 		setup func(t *testing.T) (params string, args []string)
@@ -159,32 +153,6 @@ func TestBootWithoutRoot(t *testing.T) {
 		{"no metadata", func(t *testing.T) (string, []string) {
 			return "instar.metadata=http://10.0.2.2:1 instar.wait=10", qemutest.UserNet()
 		}, []string{`network: eth0 10\.0\.2\.15/24, gateway 10\.0\.2\.2 \(DHCP from 10\.0\.2\.2\)`, `FAILED metadata: .*(refused|reset|timeout)`}},
-		{"metadata 401", answer(401), []string{`FAILED metadata: PUT http://.*/latest/api/token answers 401 Unauthorized`}},
-		{"metadata 403", answer(403), []string{`FAILED metadata: .*403 Forbidden: metadata is switched off`}},
-		{"metadata 500", answer(500), []string{`waiting: .*500`, `FAILED metadata: .*answers 500 Internal Server Error`}},
-		{"metadata late by 30 s", func(t *testing.T) (string, []string) {
-			c := newCloud("i-late")
-			var first time.Time // c's lock is held
-			c.wrong = func(w http.ResponseWriter, r *http.Request) bool {
-				if first.IsZero() {
-					first = time.Now()
-				}
-				if time.Since(first) > 30*time.Second {
-					return false
-				}
-				w.WriteHeader(503)
-				return true
-			}
-			return c.param(t) + "instar.stop=metadata", qemutest.UserNet()
-		}, []string{`waiting: .*503`, `metadata: instance i-late, 0 SSH keys`, `stopped after metadata`}},
-		{"metadata knows no instance", func(t *testing.T) (string, []string) {
-			c := newCloud("i-1")
-			delete(c.tree, "meta-data/instance-id")
-			return c.param(t), qemutest.UserNet()
-		}, []string{`FAILED metadata: the metadata server knows no instance-id`}},
-		{"clock ten years off", func(t *testing.T) (string, []string) {
-			return newCloud("i-1").param(t) + "instar.stop=metadata", append(qemutest.UserNet(), "-rtc", "base=2010-01-01T00:00:00")
-		}, []string{`clock set to 20[2-9].* by the metadata server`, `metadata: instance i-1`}},
 		{
 			"misspelt parameter", func(t *testing.T) (string, []string) { return "instar.metdata=http://x/", qemutest.UserNet() },
 			[]string{`FAILED config: kernel parameter instar\.metdata is unknown`, `powering off`},
@@ -217,6 +185,86 @@ func TestBootWithoutRoot(t *testing.T) {
 	}
 }
 
+// stage is a reason to fail that a guest is given until it has said so; then it is
+// given the next one.
+type stage struct {
+	want string // a regular expression, of the console
+	set  func()
+}
+
+// stages gives a guest, which tries again whenever it failed, one reason after the
+// other. What the last one wants ends it.
+func stages(t testing.TB, g qemutest.Guest, list []stage) string {
+	t.Helper()
+	at, from := 0, 0
+	list[0].set()
+	out := qemutest.Run(t, g, func(console []byte) bool {
+		// Of whole lines, so that they are seen as inOrder sees them.
+		lines := console[from : bytes.LastIndexByte(console, '\n')+1]
+		found := regexp.MustCompile(list[at].want).FindIndex(lines)
+		if found == nil {
+			return false
+		}
+		from += found[1]
+		if at++; at < len(list) {
+			list[at].set()
+		}
+		return at == len(list)
+	})
+	var want []string
+	for _, s := range list {
+		want = append(want, s.want)
+	}
+	inOrder(t, out, want...)
+	return out
+}
+
+// TestBootMetadata boots with a metadata server that fails in one way after the
+// other, each of which is said and tried again; and a clock that is ten years off.
+func TestBootMetadata(t *testing.T) {
+	t.Parallel()
+	kernel, file := buildInitrd(t, boot.Config{Fail: boot.Retry, Pause: 1, Patience: 5})
+	c := newCloud("i-late")
+	answer := func(status, times int) func() {
+		return func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.wrong = func(w http.ResponseWriter, r *http.Request) bool {
+				if times == 0 {
+					return false
+				}
+				times--
+				w.WriteHeader(status)
+				return true
+			}
+		}
+	}
+	id := func(known bool) func() {
+		return func() {
+			answer(0, 0)()
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if delete(c.tree, "meta-data/instance-id"); known {
+				c.tree["meta-data/instance-id"] = "i-late"
+			}
+		}
+	}
+	stages(t, qemutest.Guest{
+		Kernel: kernel, Initrd: file, Append: c.param(t) + "instar.wait=10 instar.stop=metadata",
+		Args: append(qemutest.UserNet(), "-rtc", "base=2010-01-01T00:00:00"),
+	}, []stage{
+		{`clock set to 20[2-9].* by the metadata server`, answer(401, -1)},
+		{`FAILED metadata: PUT http://.*/latest/api/token answers 401 Unauthorized`, func() {}},
+		{`trying again from network in 1s`, func() {}},
+		{`FAILED metadata: .*403 Forbidden: metadata is switched off`, answer(403, -1)},
+		{`waiting: .*500(?s:.*)FAILED metadata: .*answers 500 Internal Server Error`, answer(500, -1)},
+		{`FAILED metadata: the metadata server knows no instance-id`, id(false)},
+		{`waiting: .*503`, func() { id(true)(); answer(503, 3)() }},
+		{`metadata: instance i-late, 0 SSH keys`, func() {}},
+		{`stopped after metadata`, func() {}},
+	})
+}
+
 // blank is an empty disk of 64 MiB.
 func blank(t testing.TB) string {
 	t.Helper()
@@ -234,7 +282,7 @@ func smallRoot(t testing.TB, more ...func(dir string)) string {
 		must(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
 	}
 	must(t, os.Chown(filepath.Join(dir, "home/alice"), 1000, 1000))
-	program, err := os.ReadFile(qemutest.BuildProgram(t, "./testdata/guestinit"))
+	program, err := os.ReadFile(qemutest.Program(t, "./testdata/guestinit"))
 	must(t, err)
 	for name, data := range map[string]string{
 		"lib/systemd/systemd": string(program),

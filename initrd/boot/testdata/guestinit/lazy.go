@@ -34,7 +34,7 @@ func lazy(params []string) {
 		case "guest.use": // what the server uses
 			use()
 		case "guest.complete": // wait until nothing of Instar runs
-			for began := time.Now(); len(processes()) > 0; time.Sleep(100 * time.Millisecond) {
+			for began := time.Now(); len(processes()) > 0; time.Sleep(500 * time.Millisecond) {
 				if time.Since(began) > 6*time.Minute {
 					say("complete", fmt.Errorf("still there: %v", processes()))
 					break
@@ -43,7 +43,8 @@ func lazy(params []string) {
 			say("processes", processes())
 		case "guest.beat": // write and flush something, now and then, for ever
 			go func() {
-				for {
+				// Before, the system is left at rest, in which its disk is begun to be filled.
+				for time.Sleep(8 * time.Second); ; {
 					if err := write("/var/lib/beat", 4); err != nil {
 						say("beat", err)
 						return
