@@ -202,7 +202,11 @@ type guest struct {
 
 func launch(t testing.TB, env []string, args ...string) *guest {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), qemutest.Limit)
+	limit := qemutest.Limit
+	if os.Getenv("INSTAR_EVIDENCE") != "" {
+		limit *= 8 // many at a time
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
 	g := &guest{t: t, cmd: exec.CommandContext(ctx, instar(t), append([]string{"launch"}, args...)...), lines: make(chan string, 64), stderr: new(bytes.Buffer), done: make(chan error, 1)}
 	g.cmd.Env = append(os.Environ(), env...)
