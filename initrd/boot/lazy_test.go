@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -19,8 +18,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"filippo.io/age"
 
 	"github.com/instar-image/instar/bundle/disk"
 	"github.com/instar-image/instar/bundle/sparse"
@@ -98,11 +95,7 @@ func (c *lazyCloud) Claim(_ context.Context, in *metadata.Instance, body []byte)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.claims++
-	var req ticket.Request
-	if err := json.Unmarshal(body, &req); err != nil {
-		return nil, err
-	}
-	to, err := age.ParseX25519Recipient(req.Recipient)
+	_, to, err := ticket.ParseRequest(body)
 	if err != nil {
 		return nil, err
 	}
@@ -119,20 +112,7 @@ func (c *lazyCloud) Claim(_ context.Context, in *metadata.Instance, body []byte)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := json.Marshal(tk)
-	if err != nil {
-		return nil, err
-	}
-	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, to)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(plain); err != nil {
-		return nil, err
-	}
-	err = w.Close()
-	return sealed.Bytes(), err
+	return tk.Seal(to)
 }
 
 func (c *lazyCloud) Complete(context.Context, *metadata.Instance, []byte) error {

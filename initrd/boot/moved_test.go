@@ -3,8 +3,8 @@ package boot
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,8 +13,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"filippo.io/age"
 
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/initrd/eager"
@@ -30,21 +28,27 @@ func ticketServer(t *testing.T, give func() *ticket.Ticket) *ticket.Client {
 			w.Write([]byte("token"))
 			return
 		}
-		var q ticket.Request
 		tk := give()
-		if tk == nil || json.NewDecoder(r.Body).Decode(&q) != nil {
+		if tk == nil {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
-		recipient, err := age.ParseX25519Recipient(q.Recipient)
+		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		sealed, err := age.Encrypt(w, recipient)
-		if err != nil || json.NewEncoder(sealed).Encode(tk) != nil || sealed.Close() != nil {
-			t.Error("the ticket is not given")
+		_, to, err := ticket.ParseRequest(body)
+		if err != nil {
+			t.Error(err)
+			return
 		}
+		sealed, err := tk.Seal(to)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		w.Write(sealed)
 	}))
 	t.Cleanup(server.Close)
 	client, err := ticket.New(server.URL, ticket.Options{AnyPort: true, Timeout: time.Minute})

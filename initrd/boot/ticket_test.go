@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -26,8 +25,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"filippo.io/age"
 
 	"github.com/instar-image/instar/bundle/disk"
 	"github.com/instar-image/instar/bundle/ec2"
@@ -143,11 +140,7 @@ func (l *launcher) Claim(_ context.Context, in *metadata.Instance, body []byte) 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.claims++
-	var req ticket.Request
-	if err := json.Unmarshal(body, &req); err != nil {
-		return nil, err
-	}
-	to, err := age.ParseX25519Recipient(req.Recipient)
+	_, to, err := ticket.ParseRequest(body)
 	if err != nil {
 		return nil, err
 	}
@@ -167,20 +160,7 @@ func (l *launcher) Claim(_ context.Context, in *metadata.Instance, body []byte) 
 	if l.change != nil { // l's lock is held
 		l.change(tk)
 	}
-	plain, err := json.Marshal(tk)
-	if err != nil {
-		return nil, err
-	}
-	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, to)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(plain); err != nil {
-		return nil, err
-	}
-	err = w.Close()
-	return sealed.Bytes(), err
+	return tk.Seal(to)
 }
 
 func (l *launcher) Complete(context.Context, *metadata.Instance, []byte) error {

@@ -1,12 +1,10 @@
 package launch
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -80,38 +78,20 @@ func newGateway(i *Image, l net.Listener) (*gateway, error) {
 
 // Claim gives the ticket to whoever asks through the machine's metadata.
 func (g *gateway) Claim(_ context.Context, in *metadata.Instance, body []byte) ([]byte, error) {
-	var q ticket.Request
-	if err := json.Unmarshal(body, &q); err != nil || q.Version != ticket.Version {
-		return nil, &metadata.Refusal{Status: http.StatusBadRequest, Reason: "the body is not a ticket request"}
-	}
-	to, err := age.ParseX25519Recipient(q.Recipient)
+	_, to, err := ticket.ParseRequest(body)
 	if err != nil {
-		return nil, &metadata.Refusal{Status: http.StatusBadRequest, Reason: "the recipient is not an age recipient"}
+		return nil, &metadata.Refusal{Status: http.StatusBadRequest, Reason: err.Error()}
 	}
 	expires := time.Now().Add(365 * 24 * time.Hour).UTC().Truncate(time.Second)
-	plain, err := json.Marshal(&ticket.Ticket{
+	t := &ticket.Ticket{
 		Version: ticket.Version, InstanceID: in.ID, Format: "instar", Mode: g.image.Mode, Cache: g.image.Cache,
 		Store: "s3://" + gatewayBucket + "/" + g.secret, Endpoint: g.base,
 		Manifest: chunked.ManifestKey(g.image.Name, g.image.Manifest), ManifestSHA256: g.image.Manifest.String(),
 		Signers: g.image.Signers, IndexKey: g.opens, Expires: expires,
 		// It is the path that the gateway looks at.
 		Credentials: &ticket.Credentials{AccessKeyID: gatewayBucket, SecretAccessKey: gatewayBucket, Expiration: expires},
-	})
-	if err != nil {
-		return nil, err
 	}
-	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, to)
-	if err == nil {
-		_, err = w.Write(plain)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("sealing the ticket: %w", err)
-	}
-	return sealed.Bytes(), nil
+	return t.Seal(to)
 }
 
 // Complete has nothing to withdraw: the gateway ends with the machine.

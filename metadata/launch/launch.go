@@ -9,12 +9,10 @@
 package launch
 
 import (
-	"bytes"
 	"context"
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -100,20 +98,9 @@ func (l *Launcher) Claim(ctx context.Context, in *metadata.Instance, body []byte
 	if err != nil {
 		return nil, err
 	}
-	plain, err := json.Marshal(t)
+	sealed, err := t.Seal(recipient)
 	if err != nil {
-		return nil, fmt.Errorf("making the ticket: %w", err)
-	}
-	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, recipient)
-	if err == nil {
-		_, err = w.Write(plain)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("sealing the ticket: %w", err)
+		return nil, err
 	}
 	var note string
 	err = l.o.State.Update(ctx, in.ID, func(live *metadata.Live) error {
@@ -139,7 +126,7 @@ func (l *Launcher) Claim(ctx context.Context, in *metadata.Instance, body []byte
 		note += "; " + remark
 	}
 	metadata.Note(ctx, note)
-	return sealed.Bytes(), nil
+	return sealed, nil
 }
 
 // begin notes that a claim of the instance is being answered, which costs the
@@ -184,24 +171,12 @@ func (l *Launcher) Complete(ctx context.Context, in *metadata.Instance, body []b
 	return err
 }
 
-// parse reads a request and returns its recipient, as text and for use.
-func parse(body []byte) (string, age.Recipient, error) {
-	var q ticket.Request
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&q); err != nil || dec.More() {
-		return "", nil, refuse(http.StatusBadRequest, "the body is not a ticket request")
+// parse reads a request, or refuses it.
+func parse(body []byte) (holder string, to age.Recipient, err error) {
+	if holder, to, err = ticket.ParseRequest(body); err != nil {
+		return "", nil, refuse(http.StatusBadRequest, "%v", err)
 	}
-	if q.Version != ticket.Version {
-		return "", nil, refuse(http.StatusBadRequest, "version %d of ticket requests is not known", q.Version)
-	}
-	if x, err := age.ParseX25519Recipient(q.Recipient); err == nil {
-		return x.String(), x, nil
-	}
-	if pq, err := age.ParseHybridRecipient(q.Recipient); err == nil {
-		return pq.String(), pq, nil
-	}
-	return "", nil, refuse(http.StatusBadRequest, "the recipient is not an age recipient (age1… or age1pq1…)")
+	return holder, to, nil
 }
 
 // next is the state after a claim by the recipient, or the refusal.

@@ -565,18 +565,3 @@ func TestInstarFormat(t *testing.T) {
 		t.Errorf("the ticket is %+v", *got)
 	}
 }
-
-func FuzzParse(f *testing.F) {
-	f.Add([]byte(`{"version":1,"recipient":"age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg"}`))
-	f.Add([]byte(`{}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		text, r, err := parse(b)
-		var refused *metadata.Refusal
-		if err != nil && (!errors.As(err, &refused) || refused.Status != 400) {
-			t.Errorf("%q: %v", b, err)
-		}
-		if err == nil && (text == "" || r == nil) {
-			t.Errorf("%q: no recipient", b)
-		}
-	})
-}

@@ -1,5 +1,6 @@
-// Package ticket asks for launch tickets: the instance's half of
-// metadata/TICKET.md, for an initrd or an agent.
+// Package ticket is launch tickets, as metadata/TICKET.md has them: a client for
+// an initrd or an agent, which asks for one, and what whoever answers reads a
+// request and seals a ticket with.
 //
 // What goes in: the metadata server's address. What comes out: a [Ticket]. The
 // package talks to that address alone, from a source port below 1024 unless

@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -178,5 +181,31 @@ func TestComplaint(t *testing.T) {
 		if got := complaint(c.from, c.to) != ""; got != c.refused {
 			t.Errorf("%s → %s refused: %v, want %v", path.Clean(c.from), c.to, got, c.refused)
 		}
+	}
+}
+
+// TestTable holds the table of docs/architecture.md against the packages: each
+// but commands, tests and what only one folder may import has its row.
+func TestTable(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "architecture.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := make(map[string]bool)
+	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(string(doc), -1) {
+		rows[m[1]] = true
+	}
+	helpers := []string{"upload/storetest", "upload/s3fault"} // of tests
+	for _, p := range list(t) {
+		folder := strings.TrimPrefix(p.ImportPath, module+"/")
+		switch {
+		case below(folder, "cmd"), below(folder, "test"), strings.Contains(folder, "/internal/"), slices.Contains(helpers, folder):
+		case !rows[folder]:
+			t.Errorf("docs/architecture.md has no row of %s", folder)
+		}
+		delete(rows, folder)
+	}
+	for folder := range rows {
+		t.Errorf("docs/architecture.md has a row of %s, which is not there", folder)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -19,8 +18,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"filippo.io/age"
 
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/metadata/ticket"
@@ -239,11 +236,7 @@ func (c *cloud) params() string {
 
 // Claim seals a ticket for the bundle.
 func (c *cloud) Claim(_ context.Context, in *metadata.Instance, body []byte) ([]byte, error) {
-	var req ticket.Request
-	if err := json.Unmarshal(body, &req); err != nil {
-		return nil, err
-	}
-	to, err := age.ParseX25519Recipient(req.Recipient)
+	_, to, err := ticket.ParseRequest(body)
 	if err != nil {
 		return nil, err
 	}
@@ -264,20 +257,7 @@ func (c *cloud) Claim(_ context.Context, in *metadata.Instance, body []byte) ([]
 	for _, n := range names {
 		t.Objects[filepath.Base(n)] = fmt.Sprintf("http://10.0.2.2:%d/%s", c.store, filepath.Base(n))
 	}
-	plain, err := json.Marshal(t)
-	if err != nil {
-		return nil, err
-	}
-	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, to)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(plain); err != nil {
-		return nil, err
-	}
-	err = w.Close()
-	return sealed.Bytes(), err
+	return t.Seal(to)
 }
 
 // Complete has nothing to withdraw.
