@@ -10,6 +10,7 @@ import (
 	"crypto/sha1"
 	"encoding/hex"
 	"errors"
+	"hash"
 )
 
 // All of the format's legacy cryptography: RSA PKCS#1 v1.5 for signatures and
@@ -25,6 +26,9 @@ func ParseBlockKey(digits string) (k BlockKey, err error) {
 	}
 	return k, nil
 }
+
+// NewPartDigest makes the digest that manifests have of parts, SHA-1.
+func NewPartDigest() hash.Hash { return sha1.New() }
 
 func sha1Sum(b []byte) SHA1 { return sha1.Sum(b) }
 

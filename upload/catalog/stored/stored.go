@@ -12,7 +12,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -21,6 +20,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/upload"
 )
 
@@ -58,7 +58,7 @@ type Member struct {
 func (m *Member) digest() (hash.Hash, []byte, error) {
 	h, text := sha256.New(), m.SHA256
 	if m.SHA256 == "" {
-		h, text = sha1.New(), m.SHA1
+		h, text = ec2.NewPartDigest(), m.SHA1
 	}
 	want, err := hex.DecodeString(text)
 	if err != nil || len(want) != h.Size() || hex.EncodeToString(want) != text || m.SHA256 != "" && m.SHA1 != "" {
