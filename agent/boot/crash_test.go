@@ -84,7 +84,7 @@ func crashes(t *testing.T, stage Stage, prepare, check func(m *machine, done boo
 			}
 			prepare(m, false)
 			if power {
-				unix.Sync()
+				loopfs.Run(t, "sync", "-f", m.o.Root) // of this filesystem alone
 			}
 			env := []string{fmt.Sprintf("%s=%s %s %s", stageEnv, stage, m.o.Root, m.o.Endpoint)}
 			r := sysfault.Run(t, sysfault.Fault{Dir: m.o.Root, At: at}, env, self)

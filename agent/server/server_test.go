@@ -288,6 +288,10 @@ func TestPeers(t *testing.T) {
 // TestConnections: one user's connections do not keep others out.
 func TestConnections(t *testing.T) {
 	socket, _ := serve(t, server.Options{})
+	// The client is made now: those that ask nothing are closed after a while.
+	if got := as(t, 60000, 60000, nil, socket+" GET /healthz"); !strings.HasPrefix(got, "200") {
+		t.Errorf("before: %s", got)
+	}
 	var held []net.Conn
 	defer func() {
 		for _, c := range held {

@@ -186,7 +186,7 @@ func TestEveryPowerCut(t *testing.T) {
 		if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		unix.Sync()
+		loopfs.Run(t, "sync", "-f", root) // of this filesystem alone
 		r := sysfault.Run(t, sysfault.Fault{Dir: filepath.Dir(path), At: at}, []string{modeEnv + "=agent"}, self, path)
 		cut(t, root)
 		loopfs.Unmount(t, root)

@@ -213,6 +213,7 @@ func TestLaunchPowerCuts(t *testing.T) {
 		cut := time.AfterFunc(after, func() { g.cmd.Process.Kill() })
 		whole := g.end() == nil
 		cut.Stop()
+		released(t, disk)
 		_, errs, status := run(t, nil, append([]string{"launch"}, args...)...)
 		if status != 0 || !strings.Contains(errs, "GUEST done") {
 			t.Fatalf("boot %d, after a cut at %v: exit status %d\n%s\nfirst boot:\n%s", n, after, status, errs, g.stderr)
@@ -246,6 +247,27 @@ func TestLaunchPowerCuts(t *testing.T) {
 		counts[state]++
 	}
 	t.Logf("%d boots cut short and repeated: user data %v", boots(t), counts)
+}
+
+// released waits until no machine has a disk any more: one whose instar launch was
+// killed is killed as well, and may need a moment to end.
+func released(t testing.TB, disk string) {
+	t.Helper()
+	for end := time.Now().Add(qemutest.Limit); ; time.Sleep(20 * time.Millisecond) {
+		files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		must(t, err)
+		held := false
+		for _, f := range files {
+			line, err := os.ReadFile(f)
+			held = held || err == nil && strings.Contains(string(line), disk) // else it has just ended
+		}
+		if !held {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("somebody still has %s", disk)
+		}
+	}
 }
 
 // inImage is a file of an image that is not mounted, "" if it is not there.

@@ -47,7 +47,7 @@ func hostCache(t *testing.T, env []string, dir string, store ...string) (place, 
 			t.Logf("the cache says:\n%s", errs.String())
 		}
 	})
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		res, err := http.Get("http://" + at[1] + "/healthz")
 		if err == nil {
 			res.Body.Close()

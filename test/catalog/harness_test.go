@@ -181,7 +181,7 @@ func (w *world) killable(t *testing.T, bucket string, args ...string) (url strin
 			t.Fatalf("the server did not begin:\n%s", log.String())
 		}
 		return "http://" + a, kill
-	case <-time.After(time.Minute):
+	case <-time.After(3 * time.Minute):
 		t.Fatal("the server does not begin")
 		return "", nil
 	}

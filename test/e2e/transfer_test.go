@@ -30,7 +30,7 @@ func bundled(t testing.TB, i *instar.Instar) (dir, image string) {
 // (from 0) that match accepts. It reports whether there was one.
 func killAt(t testing.TB, i *instar.Instar, proxy *s3fault.Proxy, sig syscall.Signal, n int, match func(s3fault.Request) bool, args ...string) (code int, hit bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := i.Command(ctx, args...)
 	started := make(chan struct{})

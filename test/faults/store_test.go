@@ -202,7 +202,7 @@ func TestKillAtEveryRequest(t *testing.T) {
 // one way or the other. It reports whether there was such a request.
 func (r *remote) kill(t testing.TB, at int, fault s3fault.Fault, args []string) (hit bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := r.Command(ctx, args...)
 	started := make(chan struct{})
