@@ -78,9 +78,11 @@ func TestLinearizable(t *testing.T) {
 				if t.Failed() {
 					t.Fatalf("history %d:\n%s", seed, h)
 				}
-				for k, n := range h.counts() {
+				counts := h.counts()
+				for k, n := range counts {
 					sum[k] += n
 				}
+				t.Logf("history %d: %v", seed, counts)
 			}
 			t.Logf("%d histories: %v", on.histories, sum)
 			for _, k := range []string{"answered", "refused", "unknown", "unknown and done", "unknown and not done", "deaths", "faults", "late"} {
