@@ -34,14 +34,14 @@ describes it and how to begin.`, `
   instar catalog create --store s3://images/fleet eu-home-1
   instar catalog serve --store s3://images/fleet --accounts accounts.yaml
   aws --endpoint-url http://127.0.0.1:8773 ec2 describe-images --owners self`)
-	cmd.AddCommand(newCatalogCreate(a), newCatalogServe(a), newCatalogAccounts(a))
+	cmd.AddCommand(newCatalogCreate(a), newCatalogServe(a), newCatalogAccounts(a), newCatalogRenew(a))
 	cmd.AddCommand(newCatalogVerbs(a)...)
 	return cmd
 }
 
 type catalogCreateOptions struct {
 	imageStore
-	sign string
+	sign, expires string
 }
 
 func newCatalogCreate(a *app) *cobra.Command {
@@ -54,11 +54,21 @@ there already, of the same region, is left alone. The store must keep the
 conditions of writes; one that does not is refused.
 
 Who may change the catalog is what the readers' allowed_signers files say: keys
-with the region's name, or *, and the namespace instar-catalog.`, `
-  instar catalog create --store s3://images/fleet eu-home-1`, nil)
+with the region's name, or *, and the namespace instar-catalog.
+
+A store that keeps showing what was once the newest state is found out by readers
+who have seen a newer one, and with --expires by all: each change is good for
+that long then, "catalog serve" renews it when half of that is over, and so does
+"catalog renew".`, `
+  instar catalog create --store s3://images/fleet eu-home-1
+  instar catalog create --store s3://images/fleet --expires 7d eu-home-1`, nil)
 	cmd.Args = exactArgs(a, 1, "create takes one region: catalog create eu-home-1")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		k, err := a.openCatalog(cmd.Context(), &o.imageStore, o.sign, true)
+		span, err := catalogSpan(o.expires)
+		if err != nil {
+			return err
+		}
+		k, err := a.openCatalog(cmd.Context(), &o.imageStore, o.sign, true, func(c *catalog.Options) { c.Expires = span })
 		if err != nil {
 			return err
 		}
@@ -74,6 +84,7 @@ with the region's name, or *, and the namespace instar-catalog.`, `
 		return a.ui.Result("catalog", fmt.Sprintf("%s: the catalog of %s", k.store, args[0]), ui.Fields{"store": k.store.String(), "region": args[0]})
 	}
 	f := flagsOf(cmd)
+	f.text(&o.expires, "expires", "", "readers take no state for the newest that was signed more than `TIME` ago, 1h or more: 7d; servers renew it in time. Default for ever", ofUs, test)
 	f.sign(&o.sign, test)
 	o.imageStore.add(a, cmd, test)
 	return cmd

@@ -24,7 +24,7 @@ type openedCatalog struct {
 
 // openCatalog opens the catalog of the store that the options name, for changes
 // too if change is set: sign is --sign then, "" for the machine's own key.
-func (a *app) openCatalog(ctx context.Context, o *imageStore, sign string, change bool) (*openedCatalog, error) {
+func (a *app) openCatalog(ctx context.Context, o *imageStore, sign string, change bool, more ...func(*catalog.Options)) (*openedCatalog, error) {
 	m := a.machineKeys(o, sign, false)
 	ids, err := m.Identities()
 	if err != nil && (len(o.identities) > 0 || !errors.Is(err, fs.ErrNotExist)) {
@@ -49,9 +49,11 @@ func (a *app) openCatalog(ctx context.Context, o *imageStore, sign string, chang
 	if err != nil {
 		return nil, errors.Join(err, k.close())
 	}
-	k.Catalog, err = catalog.Open(k.store, catalog.Options{
-		Trust: trust, Signer: k.signer, State: a.stateDir(), Images: stored, Bucket: a.catalogBucket(o),
-	})
+	co := catalog.Options{Trust: trust, Signer: k.signer, State: a.stateDir(), Images: stored, Bucket: a.catalogBucket(o)}
+	for _, f := range more {
+		f(&co)
+	}
+	k.Catalog, err = catalog.Open(k.store, co)
 	if err != nil {
 		return nil, errors.Join(err, k.close())
 	}

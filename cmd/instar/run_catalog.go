@@ -53,6 +53,8 @@ func explainCatalog(err error) error {
 	switch {
 	case errors.Is(err, catalog.ErrNoCatalog):
 		return withHint(&exitError{code: exitFile, err: err}, "\"instar catalog create REGION\" makes one.")
+	case errors.Is(err, catalog.ErrStale):
+		return withHint(err, "Nobody has renewed it, or somebody hides the newest. If it is the newest, \"instar catalog renew --lapsed\" renews it.")
 	case errors.Is(err, catalog.ErrRollback), errors.Is(err, catalog.ErrForked):
 		return withHint(err, "The store shows an older catalog than this machine has seen: an older copy was put back, or somebody hides the newest.\nIf it was you who put an older copy back, \"instar catalog forget\" has it believed.")
 	case errors.Is(err, keys.ErrUntrusted):
@@ -157,9 +159,13 @@ func (a *app) showCatalog(ctx context.Context, k *openedCatalog) error {
 	text := fmt.Sprintf("region       %s\nchange       %d, %s\nsigned by    %s\nimages       %d available, %d pending, %d disabled, %d failed, %d deregistered\naccounts     %d noted",
 		v.Region(), v.Sequence(), stamp(v.Changed()), v.Signer(), states[catalog.Available], states[catalog.Pending], states[catalog.Disabled],
 		states[catalog.Failed], states[catalog.Deregistered], accounts)
-	return a.ui.Result("catalog", text, ui.Fields{
+	f := ui.Fields{
 		"region": v.Region(), "sequence": v.Sequence(), "changed": v.Changed(), "signer": v.Signer(), "root": v.Root().String(), "images": states, "accounts": accounts,
-	})
+	}
+	if e := v.Expires(); !e.IsZero() {
+		text, f["expires"] = text+"\nexpires      "+stamp(e), e
+	}
+	return a.ui.Result("catalog", text, f)
 }
 
 func runCatalogGC(ctx context.Context, a *app, o *imageStore, sign string, dry bool) error {

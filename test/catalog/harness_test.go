@@ -251,6 +251,11 @@ func drive(t *testing.T) string {
 // open opens this region's catalog as a further writer.
 func (w *world) open(t *testing.T) *catalog.Catalog {
 	t.Helper()
+	return w.openWith(t, nil)
+}
+
+func (w *world) openWith(t *testing.T, more func(*catalog.Options)) *catalog.Catalog {
+	t.Helper()
 	store, err := upload.Open(t.Context(), w.store(w.bucket), upload.Options{
 		Endpoint: w.minio.Endpoint, Region: w.minio.Region, Credentials: &upload.Credentials{AccessKeyID: w.minio.AccessKey, SecretAccessKey: w.minio.SecretKey},
 	})
@@ -266,7 +271,11 @@ func (w *world) open(t *testing.T) *catalog.Catalog {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := catalog.Open(store, catalog.Options{Trust: trust, Signer: signer, Region: region})
+	o := catalog.Options{Trust: trust, Signer: signer, Region: region}
+	if more != nil {
+		more(&o)
+	}
+	k, err := catalog.Open(store, o)
 	if err != nil {
 		t.Fatal(err)
 	}

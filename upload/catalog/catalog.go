@@ -55,9 +55,14 @@ type Options struct {
 	// AtLeast is the least sequence the head may have; below it: [ErrRollback].
 	AtLeast int64
 
-	// Expires is how long heads signed here are taken for the newest; 0 is for
-	// ever. Whoever sets it sees to it that [Catalog.Renew] is called in time.
+	// Expires is how long heads signed here are taken for the newest; 0 as long
+	// as the one before, less than 0 for ever. Somebody must call
+	// [Catalog.KeepFresh] in time.
 	Expires time.Duration
+
+	// Lapsed takes heads that have expired, too: for who renews one, and knows
+	// that it is the newest.
+	Lapsed bool
 
 	// Images are the Instar images of the catalog's own store, to check what
 	// is registered, to copy, and to share keys. Without it Instar images are
@@ -188,6 +193,22 @@ func (c *Catalog) conditional(ctx context.Context) error {
 // expiry.
 func (c *Catalog) Renew(ctx context.Context) error {
 	return c.Update(ctx, func(t *Tx) error { t.touch(); return nil })
+}
+
+// KeepFresh renews the newest state if half the time for which it is taken for
+// the newest is over, and tells whether it did. It may be called by any number of
+// processes; every few minutes is enough.
+func (c *Catalog) KeepFresh(ctx context.Context) (bool, error) {
+	v, err := c.View(ctx)
+	if err != nil {
+		return false, err
+	}
+	h := v.head
+	if h.Expires.IsZero() || c.now().Before(h.Created.Add(h.Expires.Sub(h.Created)/2)) {
+		return false, nil
+	}
+	err = c.Renew(ctx)
+	return err == nil, err
 }
 
 // Forget drops what is remembered of the catalog, so that an older state of it

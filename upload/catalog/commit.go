@@ -271,8 +271,12 @@ func (c *Catalog) prepare(ctx context.Context, v *View, changes map[string]*entr
 	objects[name] = b
 	p.root = r
 	p.head = &head{Region: r.Region, Sequence: r.Sequence, Root: name, Size: int64(len(b)), Created: c.now()}
-	if c.opt.Expires > 0 {
-		p.head.Expires = p.head.Created.Add(c.opt.Expires)
+	span := c.opt.Expires
+	if span == 0 && !v.head.Expires.IsZero() {
+		span = v.head.Expires.Sub(v.head.Created)
+	}
+	if span > 0 {
+		p.head.Expires = p.head.Created.Add(span)
 	}
 	if p.object, err = p.head.sign(ctx, c.opt.Signer); err != nil {
 		return nil, err

@@ -363,3 +363,53 @@ func TestMirrorLies(t *testing.T) {
 	delete(w.mem.m, HeadKey)
 	w.refused(w.catalog(nil), "no head, and never seen one", ErrNoCatalog)
 }
+
+// TestKeepFresh: the time for which a state is good is kept by changes, and begun
+// again when half of it is over.
+func TestKeepFresh(t *testing.T) {
+	w := newWorld(t, 2, func(o *Options) { o.Expires = 2 * time.Hour })
+	c := w.catalog(nil) // which says nothing of it
+	expect := func(name string, sequence int64, left time.Duration) {
+		t.Helper()
+		v, err := w.catalog(nil).View(t.Context())
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := v.Expires().Sub(w.now); v.Sequence() != sequence || !v.Expires().IsZero() && got != left || v.Expires().IsZero() != (left == 0) {
+			t.Errorf("%s: change %d, good for %s; want %d, %s", name, v.Sequence(), got, sequence, left)
+		}
+	}
+	keep := func(name string, did bool) {
+		t.Helper()
+		if got, err := c.KeepFresh(t.Context()); err != nil || got != did {
+			t.Errorf("%s: renewed is %v, %v", name, got, err)
+		}
+	}
+	w.now = w.now.Add(59 * time.Minute)
+	keep("before half", false)
+	record(t, c, alice, "another")
+	expect("a change by who says nothing", 3, 2*time.Hour)
+	w.now = w.now.Add(time.Hour)
+	keep("at half", true)
+	keep("at once again", false)
+	expect("renewed", 4, 2*time.Hour)
+	w.now = w.now.Add(2*time.Hour + time.Second)
+	if _, err := c.KeepFresh(t.Context()); !errors.Is(err, ErrStale) {
+		t.Errorf("too late: %v", err)
+	}
+	lapsed := w.catalog(func(o *Options) { o.Lapsed = true })
+	if err := lapsed.Renew(t.Context()); err != nil {
+		t.Error(err)
+	}
+	expect("renewed by who knows", 5, 2*time.Hour)
+	if err := w.catalog(func(o *Options) { o.Expires = -1 }).Renew(t.Context()); err != nil {
+		t.Error(err)
+	}
+	expect("for ever", 6, 0)
+	keep("for ever", false)
+	// Who takes what has expired takes nothing older than it has seen.
+	state := t.TempDir()
+	w.fine(w.catalog(func(o *Options) { o.State = state }), "the newest")
+	w.mem.restore(w.states[1])
+	w.refused(w.catalog(func(o *Options) { o.State, o.Lapsed = state, true }), "lapsed, and old", ErrRollback)
+}

@@ -149,7 +149,7 @@ func (c *Catalog) aged(h *head) error {
 	switch {
 	case h.Sequence < c.opt.AtLeast:
 		return fmt.Errorf("head %d of the catalog of %q: %w: sequence %d and up is asked for", h.Sequence, h.Region, ErrRollback, c.opt.AtLeast)
-	case !h.Expires.IsZero() && now.After(h.Expires):
+	case !h.Expires.IsZero() && now.After(h.Expires) && !c.opt.Lapsed:
 		return fmt.Errorf("head %d of the catalog of %q: %w: it expired at %s", h.Sequence, h.Region, ErrStale, h.Expires.Format(time.RFC3339))
 	case c.opt.MaxAge > 0 && now.Sub(h.Created) > c.opt.MaxAge:
 		return fmt.Errorf("head %d of the catalog of %q: %w: it is of %s, older than %s", h.Sequence, h.Region, ErrStale, h.Created.Format(time.RFC3339), c.opt.MaxAge)
@@ -193,6 +193,10 @@ func (v *View) Sequence() int64 { return v.head.Sequence }
 
 // Changed is when the newest change was made, as its signer says.
 func (v *View) Changed() time.Time { return v.head.Created }
+
+// Expires is when the newest change is not taken for the newest any more; zero
+// for never.
+func (v *View) Expires() time.Time { return v.head.Expires }
 
 // Signer is the fingerprint of the key that signed the newest change.
 func (v *View) Signer() string { return v.signer }

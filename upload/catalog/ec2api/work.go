@@ -99,6 +99,9 @@ func (s *Server) Work(ctx context.Context, every time.Duration, failed func(erro
 	group.SetLimit(atOnce)
 	defer group.Wait() // the work ends with ctx
 	for {
+		if _, err := s.o.Catalog.KeepFresh(ctx); err != nil && ctx.Err() == nil {
+			failed(fmt.Errorf("renewing the catalog before it expires: %w", err))
+		}
 		if err := s.Settle(ctx); err != nil && ctx.Err() == nil {
 			failed(fmt.Errorf("taking up what agents made: %w", err))
 		}
