@@ -1,7 +1,6 @@
 package metadata
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -244,84 +243,6 @@ func (h *Handler) knownHost(host string) bool {
 	return h.hosts[strings.ToLower(strings.TrimSuffix(host, "."))]
 }
 
-// checkToken answers the request itself, and returns false, if its token is
-// wrong or needed and missing.
-func (e *exchange) checkToken(required bool) bool {
-	values := e.r.Header["X-Aws-Ec2-Metadata-Token"]
-	e.rep.Token = "none"
-	for _, v := range values[min(1, len(values)):] {
-		if v != values[0] {
-			e.rep.Token = "bad"
-			e.fail(http.StatusBadRequest, "two different tokens")
-			return false
-		}
-	}
-	if len(values) == 0 {
-		if required {
-			e.fail(http.StatusUnauthorized, "token missing")
-		}
-		return !required
-	}
-	if !e.h.mint.validOn(e.conn, e.h.state.TokenKeys(), values[0], e.in, e.live.Generation, e.rep.Start) {
-		e.rep.Token = "bad"
-		e.fail(http.StatusUnauthorized, "token wrong, expired or another instance's")
-		return false
-	}
-	e.rep.Token = "valid"
-	return true
-}
-
-// tokenRequest answers requests for a token, for whatever version.
-func (e *exchange) tokenRequest(version string) {
-	h := e.w.Header()
-	switch e.r.Method {
-	case http.MethodPut:
-	case http.MethodOptions:
-		h.Set("Allow", "OPTIONS, PUT")
-		e.reply(http.StatusOK, e.h.plain, "")
-		return
-	default:
-		h.Set("Allow", "OPTIONS, PUT")
-		e.fail(http.StatusMethodNotAllowed, "")
-		return
-	}
-	// The answer must not travel further than the record allows, and nothing
-	// else may follow on the connection with that limit.
-	h["Connection"] = e.h.closing
-	if e.conn != nil {
-		if err := e.conn.setHopLimit(e.in.Metadata.HopLimit); err != nil {
-			e.fail(http.StatusInternalServerError, "setting the hop limit: "+err.Error())
-			return
-		}
-	}
-	if _, ok := e.r.Header["X-Forwarded-For"]; ok {
-		e.fail(http.StatusForbidden, "token asked for through a proxy (X-Forwarded-For)")
-		return
-	}
-	if version != "latest" {
-		if !known(version) {
-			e.fail(http.StatusNotFound, "")
-			return
-		}
-		e.fail(http.StatusForbidden, "tokens are below latest only")
-		return
-	}
-	ttls := e.r.Header["X-Aws-Ec2-Metadata-Token-Ttl-Seconds"]
-	if len(ttls) != 1 {
-		e.fail(http.StatusBadRequest, "one ttl header is needed")
-		return
-	}
-	ttl, err := strconv.ParseUint(ttls[0], 10, 16)
-	if err != nil || ttl < 1 || ttl > 21600 {
-		e.fail(http.StatusBadRequest, "the ttl is not 1 to 21600")
-		return
-	}
-	h["X-Aws-Ec2-Metadata-Token-Ttl-Seconds"] = []string{strconv.FormatUint(ttl, 10)}
-	e.rep.Token = "issued"
-	e.reply(http.StatusOK, e.h.plain,
-		e.h.mint.mint(e.h.state.TokenKeys()[0], e.in, e.live.Generation, e.rep.Start, time.Duration(ttl)*time.Second))
-}
-
 func known(version string) bool {
 	if version == "latest" {
 		return true
@@ -440,64 +361,5 @@ func (e *exchange) launchRequest(path string) {
 		e.rep.Status = http.StatusNoContent
 	default:
 		e.replyBytes(http.StatusOK, e.h.binary, answer)
-	}
-}
-
-type noteKey struct{}
-
-func withNote(ctx context.Context, note *string) context.Context {
-	return context.WithValue(ctx, noteKey{}, note)
-}
-
-// Note adds a remark to the report of the request that ctx belongs to. Only
-// the goroutine that serves the request may call it.
-func Note(ctx context.Context, text string) {
-	if n, ok := ctx.Value(noteKey{}).(*string); ok {
-		*n = text
-	}
-}
-
-func (e *exchange) fail(status int, note string) {
-	e.rep.Note = note
-	e.reply(status, e.h.html, e.h.pages[status])
-}
-
-func (e *exchange) reply(status int, ctype []string, body string) {
-	if !e.head(status, ctype, len(body)) {
-		return
-	}
-	_, err := io.WriteString(e.w, body)
-	e.sent(err)
-}
-
-func (e *exchange) replyBytes(status int, ctype []string, body []byte) {
-	if !e.head(status, ctype, len(body)) {
-		return
-	}
-	_, err := e.w.Write(body)
-	e.sent(err)
-}
-
-// head sends the header and reports whether a body of n bytes is to follow.
-func (e *exchange) head(status int, ctype []string, n int) bool {
-	h := e.w.Header()
-	h["Content-Type"] = ctype
-	if n < len(e.h.lengths) {
-		h["Content-Length"] = e.h.lengths[n]
-	} else {
-		h["Content-Length"] = []string{strconv.Itoa(n)}
-	}
-	e.rep.Status = status
-	e.w.WriteHeader(status)
-	if e.r.Method == http.MethodHead {
-		return false
-	}
-	e.rep.Bytes = n
-	return true
-}
-
-func (e *exchange) sent(err error) {
-	if err != nil && e.rep.Note == "" {
-		e.rep.Note = "the client went away"
 	}
 }

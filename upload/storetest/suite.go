@@ -5,9 +5,7 @@ package storetest
 
 import (
 	"bytes"
-	"context"
 	"crypto/md5"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -15,9 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -233,96 +229,6 @@ func testOddKeys(t *testing.T, s upload.Store) {
 	}
 }
 
-func testReplace(t *testing.T, s upload.Store) {
-	a := put(t, s, "k", []byte("first"))
-	b := put(t, s, "k", []byte("second!"))
-	if a.ETag == b.ETag {
-		t.Errorf("both have ETag %q", a.ETag)
-	}
-	if got := get(t, s, "k", upload.GetOptions{}); string(got) != "second!" {
-		t.Errorf("got %q", got)
-	}
-	_, _, err := s.Get(t.Context(), "k", upload.GetOptions{IfMatch: a.ETag})
-	wantErr(t, err, upload.ErrChanged, "get of the old ETag")
-}
-
-func testIfNoneMatch(t *testing.T, s upload.Store) {
-	o := upload.PutOptions{IfNoneMatch: true}
-	if _, err := upload.PutBytes(t.Context(), s, "once", []byte("1"), o); err != nil {
-		t.Fatal(err)
-	}
-	_, err := upload.PutBytes(t.Context(), s, "once", []byte("2"), o)
-	wantErr(t, err, upload.ErrExist, "second put")
-	_, err = upload.PutBytes(t.Context(), s, "once", []byte("1"), o)
-	wantErr(t, err, upload.ErrExist, "second put of the same")
-	if got := get(t, s, "once", upload.GetOptions{}); string(got) != "1" {
-		t.Errorf("got %q", got)
-	}
-}
-
-// testIfNoneMatchRace: of many, exactly one wins.
-func testIfNoneMatchRace(t *testing.T, s upload.Store) {
-	var won atomic.Int32
-	var wg sync.WaitGroup
-	for i := range 8 {
-		wg.Go(func() {
-			_, err := upload.PutBytes(t.Context(), s, "race/here", fmt.Appendf(nil, "writer %d", i), upload.PutOptions{IfNoneMatch: true})
-			if err == nil {
-				won.Add(1)
-			} else if !errors.Is(err, upload.ErrExist) {
-				t.Errorf("writer %d: %v", i, err)
-			}
-		})
-	}
-	wg.Wait()
-	if won.Load() != 1 {
-		t.Errorf("%d writers won", won.Load())
-	}
-}
-
-func testIfMatch(t *testing.T, s upload.Store) {
-	ctx := t.Context()
-	a := put(t, s, "head", []byte("1"))
-	b, err := upload.PutBytes(ctx, s, "head", []byte("2"), upload.PutOptions{IfMatch: a.ETag})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = upload.PutBytes(ctx, s, "head", []byte("3"), upload.PutOptions{IfMatch: a.ETag})
-	wantErr(t, err, upload.ErrExist, "put with a stale ETag")
-	if _, err = upload.PutBytes(ctx, s, "head", []byte("4"), upload.PutOptions{IfMatch: b.ETag}); err != nil {
-		t.Error(err)
-	}
-	if got := get(t, s, "head", upload.GetOptions{}); string(got) != "4" {
-		t.Errorf("got %q", got)
-	}
-	if _, err = upload.PutBytes(ctx, s, "none", []byte("5"), upload.PutOptions{IfMatch: b.ETag}); err == nil {
-		t.Error("put with If-Match where nothing is succeeded")
-	}
-}
-
-func testDigests(t *testing.T, s upload.Store) {
-	data := Bytes(7, 200_000)
-	m, h := md5.Sum(data), sha256.Sum256(data)
-	o, err := upload.PutBytes(t.Context(), s, "good", data, upload.PutOptions{MD5: m[:], SHA256: h[:]})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(o.MD5, m[:]) || !bytes.Equal(o.SHA256, h[:]) {
-		t.Errorf("digests are %x and %x", o.MD5, o.SHA256)
-	}
-	st, err := s.Stat(t.Context(), "good")
-	if err != nil || st.SHA256 != nil && !bytes.Equal(st.SHA256, h[:]) {
-		t.Errorf("stat gives SHA-256 %x, %v", st.SHA256, err)
-	}
-	bad := slices.Clone(m[:])
-	bad[3] ^= 1
-	_, err = upload.PutBytes(t.Context(), s, "bad", data, upload.PutOptions{MD5: bad})
-	wantErr(t, err, upload.ErrCorrupt, "put with a wrong MD5")
-	if _, err := s.Stat(t.Context(), "bad"); !errors.Is(err, upload.ErrNotExist) {
-		t.Errorf("what failed its digest is stored: %v", err)
-	}
-}
-
 func testList(t *testing.T, s upload.Store, unsorted bool) {
 	all := []string{"a-b", "a.manifest.xml", "a/b", "a/c/d", "a0", "b/x", "img.part.00", "img.part.01", "img.part.10"}
 	for i, k := range all {
@@ -432,118 +338,5 @@ func testCopy(t *testing.T, s upload.Store) {
 	}
 	if got := get(t, s, "from/x", upload.GetOptions{}); !bytes.Equal(got, data) {
 		t.Error("the original differs")
-	}
-}
-
-func testStream(t *testing.T, s upload.Store) {
-	o := upload.PutOptions{PartSize: 5 << 20, Parallel: 3}
-	for _, n := range []int{0, 1, 5<<20 - 1, 5 << 20, 5<<20 + 1, 17<<20 + 5} {
-		data := Bytes(uint64(n), n)
-		obj, err := s.PutStream(t.Context(), "stream", iotest.HalfReader(bytes.NewReader(data)), o)
-		if err != nil {
-			t.Errorf("%d bytes: %v", n, err)
-			continue
-		}
-		if obj.Size != int64(n) || obj.ETag == "" {
-			t.Errorf("%d bytes: got %+v", n, obj)
-		}
-		if got := get(t, s, "stream", upload.GetOptions{}); !bytes.Equal(got, data) {
-			t.Errorf("%d bytes came back as %d different ones", n, len(got))
-		}
-	}
-}
-
-func testStreamFails(t *testing.T, s upload.Store) {
-	bang := errors.New("bang")
-	for _, n := range []int64{0, 10, 6 << 20} {
-		r := io.MultiReader(io.LimitReader(bytes.NewReader(make([]byte, n)), n), iotest.ErrReader(bang))
-		_, err := s.PutStream(t.Context(), "fails", r, upload.PutOptions{PartSize: 5 << 20})
-		wantErr(t, err, bang, "put of a failing stream")
-		_, err = s.Stat(t.Context(), "fails")
-		wantErr(t, err, upload.ErrNotExist, "stat after it")
-	}
-	if got := keys(t, s, ""); len(got) != 0 {
-		t.Errorf("left: %q", got)
-	}
-}
-
-// testChanged replaces an object between opening and reading a range of it.
-func testChanged(t *testing.T, s upload.Store) {
-	data := Bytes(4, 64)
-	a := put(t, s, "k", data)
-	put(t, s, "k", Bytes(5, 64))
-	_, _, err := s.Get(t.Context(), "k", upload.GetOptions{Offset: 10, Length: 5, IfMatch: a.ETag})
-	wantErr(t, err, upload.ErrChanged, "range of what was replaced")
-}
-
-func testCancelled(t *testing.T, s upload.Store) {
-	put(t, s, "there", []byte("x"))
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err := upload.PutBytes(ctx, s, "k", []byte("x"), upload.PutOptions{})
-	wantErr(t, err, context.Canceled, "put")
-	_, err = s.PutStream(ctx, "k", strings.NewReader("x"), upload.PutOptions{})
-	wantErr(t, err, context.Canceled, "put of a stream")
-	_, _, err = s.Get(ctx, "there", upload.GetOptions{})
-	wantErr(t, err, context.Canceled, "get")
-	_, err = s.Stat(ctx, "there")
-	wantErr(t, err, context.Canceled, "stat")
-	wantErr(t, s.Delete(ctx, "there"), context.Canceled, "delete")
-	_, err = s.Copy(ctx, "k", "there", upload.PutOptions{})
-	wantErr(t, err, context.Canceled, "copy")
-	for _, err := range s.List(ctx, "") {
-		wantErr(t, err, context.Canceled, "list")
-	}
-	if d := cmp.Diff([]string{"there"}, keys(t, s, "")); d != "" {
-		t.Errorf("store (-want +got):\n%s", d)
-	}
-}
-
-func testParallel(t *testing.T, s upload.Store) {
-	// MinIO answers a put with "access denied" when a delete removes the
-	// last other object of its "directory" at that moment.
-	for j := range 5 {
-		put(t, s, fmt.Sprintf("p%d/keep", j), nil)
-	}
-	var wg sync.WaitGroup
-	for i := range 8 {
-		wg.Go(func() {
-			for j := range 5 {
-				key := fmt.Sprintf("p%d/%d", j, i)
-				data := Bytes(uint64(i*10+j), 50_000)
-				if _, err := upload.PutBytes(t.Context(), s, key, data, upload.PutOptions{}); err != nil {
-					t.Error(err)
-				}
-				got, _, err := upload.GetBytes(t.Context(), s, key, 1<<20)
-				if err != nil || !bytes.Equal(got, data) {
-					t.Errorf("%s: %d bytes, %v", key, len(got), err)
-				}
-				if err := s.Delete(t.Context(), key); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
-
-func testProgress(t *testing.T, s upload.Store) {
-	var n atomic.Int64
-	o := upload.PutOptions{PartSize: 5 << 20, Progress: func(d int64) { n.Add(d) }}
-	if _, err := upload.PutBytes(t.Context(), s, "a", make([]byte, 123_456), o); err != nil {
-		t.Fatal(err)
-	}
-	if n.Load() != 123_456 {
-		t.Errorf("put reported %d bytes", n.Load())
-	}
-	n.Store(0)
-	if _, err := s.PutStream(t.Context(), "b", bytes.NewReader(make([]byte, 11<<20)), o); err != nil {
-		t.Fatal(err)
-	}
-	if n.Load() != 11<<20 {
-		t.Errorf("put of a stream reported %d bytes", n.Load())
-	}
-	if _, _, err := upload.GetBytes(t.Context(), s, "a", 100); !errors.Is(err, upload.ErrTooLarge) {
-		t.Errorf("reading an object over the limit: %v", err)
 	}
 }
