@@ -32,7 +32,6 @@ const (
 	codeLimit             = "RequestLimitExceeded"
 	codeFilterLimit       = "FilterLimitExceeded"
 	codeSigScope          = "SignatureDoesNotMatch"
-	codeInvalidID         = "InvalidID"
 )
 
 // refuse makes an error with one of EC2's codes.
@@ -100,6 +99,14 @@ func signatureCode(e *sigv4.Error, service string) string {
 		return codeRequestExpired
 	case sigv4.ErrScope:
 		return codeSigScope
+	case sigv4.ErrSkew:
+		// What EC2 and STS say of a wrong clock, and what the SDKs take for one:
+		// they set theirs by the answer's Date and try again. After
+		// RequestExpired, that for Go does not.
+		if service == serviceSTS {
+			return codeSigScope
+		}
+		return catalog.CodeAuthFailure
 	}
 	if service == serviceSTS {
 		return "InvalidClientTokenId"

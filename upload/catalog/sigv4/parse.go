@@ -91,12 +91,14 @@ func parseQuery(r *http.Request) (*parts, error) {
 	if get("X-Amz-Algorithm") != algorithm {
 		return nil, refuse(ErrIncomplete, "X-Amz-Algorithm is not %s", algorithm)
 	}
-	seconds, err := strconv.ParseUint(get("X-Amz-Expires"), 10, 32)
-	if expires := time.Duration(seconds) * time.Second; err != nil || expires < time.Second || expires > MaxExpires {
-		return nil, refuse(ErrIncomplete, "X-Amz-Expires is %q, not 1 to %d seconds", get("X-Amz-Expires"), MaxExpires/time.Second)
+	expires := Window // the SDKs presign requests of STS without saying for how long
+	if text, said := q["X-Amz-Expires"]; said {
+		seconds, err := strconv.ParseUint(text[0], 10, 32)
+		if expires = time.Duration(seconds) * time.Second; err != nil || expires < time.Second || expires > MaxExpires {
+			return nil, refuse(ErrIncomplete, "X-Amz-Expires is %.40q, not 1 to %d seconds", text[0], MaxExpires/time.Second)
+		}
 	}
-	return complete(r, get("X-Amz-Credential"), get("X-Amz-SignedHeaders"), get("X-Amz-Signature"), get("X-Amz-Date"),
-		get("X-Amz-Security-Token"), time.Duration(seconds)*time.Second)
+	return complete(r, get("X-Amz-Credential"), get("X-Amz-SignedHeaders"), get("X-Amz-Signature"), get("X-Amz-Date"), get("X-Amz-Security-Token"), expires)
 }
 
 func complete(r *http.Request, credential, headers, signature, date, token string, expires time.Duration) (*parts, error) {

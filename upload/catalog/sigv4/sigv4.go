@@ -43,7 +43,8 @@ const (
 var (
 	ErrMissing    = errors.New("the request is not signed")
 	ErrIncomplete = errors.New("the signature is incomplete or malformed")
-	ErrExpired    = errors.New("the request's time is not now")
+	ErrExpired    = errors.New("the presigned request is not good any more")
+	ErrSkew       = errors.New("the request's time is not now")
 	ErrScope      = errors.New("the request is signed for another service or region")
 	ErrSignature  = errors.New("the key or the signature is not right") // one does not tell which
 )
@@ -148,12 +149,12 @@ func digest(s string) []byte {
 }
 
 func (p *parts) checkTime(now time.Time) error {
-	from, until := p.at.Add(-Window), p.at.Add(Window)
-	if p.expires > 0 {
-		until = p.at.Add(p.expires)
-	}
-	if now.Before(from) || now.After(until) {
-		return refuse(ErrExpired, "it is of %s, and here it is %s: check the clock", p.at.Format(timeLayout), now.UTC().Format(timeLayout))
+	presigned := p.expires > 0
+	switch {
+	case presigned && now.After(p.at.Add(p.expires)):
+		return refuse(ErrExpired, "it is of %s, good for %s, and here it is %s", p.at.Format(timeLayout), p.expires, now.UTC().Format(timeLayout))
+	case now.Before(p.at.Add(-Window)), !presigned && now.After(p.at.Add(Window)):
+		return refuse(ErrSkew, "it is of %s, and here it is %s: check the clock", p.at.Format(timeLayout), now.UTC().Format(timeLayout))
 	}
 	return nil
 }

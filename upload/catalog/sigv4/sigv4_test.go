@@ -90,7 +90,7 @@ func signed(t testing.TB, key, token string, at time.Time, mutate func(*http.Req
 
 func presigned(t testing.TB, key, token string, at time.Time, expires string) *http.Request {
 	t.Helper()
-	r, err := http.NewRequestWithContext(context.Background(), "GET", "http://127.0.0.1:8773/?"+form+"&Filter.1.Value.1=a%20b~%2F*&X-Amz-Expires="+expires, nil)
+	r, err := http.NewRequestWithContext(context.Background(), "GET", "http://127.0.0.1:8773/?"+form+"&Filter.1.Value.1=a%20b~%2F*"+expires, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestSDKsSignatures(t *testing.T) {
 		if s, err := v.Verify(r, body); err != nil || s.KeyID != key.id || s.Region != "us-east-1" {
 			t.Errorf("signed with %s: %v, %v", key.id, s, err)
 		}
-		if s, err := v.Verify(presigned(t, key.id, key.token, now, "60"), nil); err != nil || s.KeyID != key.id {
+		if s, err := v.Verify(presigned(t, key.id, key.token, now, "&X-Amz-Expires=60"), nil); err != nil || s.KeyID != key.id {
 			t.Errorf("presigned with %s: %v, %v", key.id, s, err)
 		}
 	}
@@ -138,8 +138,8 @@ func TestRefused(t *testing.T) {
 	}{
 		{"unsigned", keyID, "", now, func(r *http.Request) *http.Request { r.Header.Del("Authorization"); return r }, form, sigv4.ErrMissing},
 		{"another body", keyID, "", now, plain, form + "&DryRun=true", sigv4.ErrSignature},
-		{"old", keyID, "", now.Add(-sigv4.Window - time.Second), plain, form, sigv4.ErrExpired},
-		{"of the future", keyID, "", now.Add(sigv4.Window + time.Second), plain, form, sigv4.ErrExpired},
+		{"old", keyID, "", now.Add(-sigv4.Window - time.Second), plain, form, sigv4.ErrSkew},
+		{"of the future", keyID, "", now.Add(sigv4.Window + time.Second), plain, form, sigv4.ErrSkew},
 		{"unknown key", "NOBODY", "", now, plain, form, sigv4.ErrSignature},
 		{"a key that ended", "ENDED", "", now, plain, form, sigv4.ErrSignature},
 		{"a token for a key without", keyID, "token", now, plain, form, sigv4.ErrSignature},
@@ -185,18 +185,21 @@ func TestRefused(t *testing.T) {
 		after   time.Duration
 		want    error
 	}{
-		{"60", 60 * time.Second, nil},
-		{"60", 61 * time.Second, sigv4.ErrExpired},
-		{"604800", 7 * 24 * time.Hour, nil},
-		{"604801", 0, sigv4.ErrIncomplete},
-		{"0", 0, sigv4.ErrIncomplete},
-		{"-1", 0, sigv4.ErrIncomplete},
-		{"60", -sigv4.Window - time.Second, sigv4.ErrExpired},
+		{"", sigv4.Window, nil},
+		{"", sigv4.Window + time.Second, sigv4.ErrExpired},
+		{"&X-Amz-Expires=", 0, sigv4.ErrIncomplete},
+		{"&X-Amz-Expires=60", 60 * time.Second, nil},
+		{"&X-Amz-Expires=60", 61 * time.Second, sigv4.ErrExpired},
+		{"&X-Amz-Expires=604800", 7 * 24 * time.Hour, nil},
+		{"&X-Amz-Expires=604801", 0, sigv4.ErrIncomplete},
+		{"&X-Amz-Expires=0", 0, sigv4.ErrIncomplete},
+		{"&X-Amz-Expires=-1", 0, sigv4.ErrIncomplete},
+		{"&X-Amz-Expires=60", -sigv4.Window - time.Second, sigv4.ErrSkew},
 	} {
 		v := verifier()
 		v.Now = func() time.Time { return now.Add(c.after) }
 		if _, err := v.Verify(presigned(t, keyID, "", now, c.expires), nil); !errors.Is(err, c.want) {
-			t.Errorf("presigned for %s s, after %s: %v, want %v", c.expires, c.after, err, c.want)
+			t.Errorf("presigned with %q, after %s: %v, want %v", c.expires, c.after, err, c.want)
 		}
 	}
 	v := verifier()
@@ -243,7 +246,7 @@ func TestMutations(t *testing.T) {
 	header, body := signed(t, keyID, "", now, nil)
 	temporary, tbody := signed(t, "TEMP", "token/+=", now, nil)
 	refused := 0
-	for _, raw := range [][]byte{wire(t, header, body), wire(t, temporary, tbody), wire(t, presigned(t, keyID, "", now, "60"), nil)} {
+	for _, raw := range [][]byte{wire(t, header, body), wire(t, temporary, tbody), wire(t, presigned(t, keyID, "", now, "&X-Amz-Expires=60"), nil)} {
 		r, b := receive(raw)
 		if r == nil {
 			t.Fatalf("not a request:\n%s", raw)
@@ -281,9 +284,9 @@ func TestMutations(t *testing.T) {
 func FuzzVerify(f *testing.F) {
 	header, body := signed(f, keyID, "", now, nil)
 	f.Add(wire(f, header, body))
-	f.Add(wire(f, presigned(f, keyID, "", now, "60"), nil))
+	f.Add(wire(f, presigned(f, keyID, "", now, "&X-Amz-Expires=60"), nil))
 	good := map[string]bool{}
-	for _, raw := range [][]byte{wire(f, header, body), wire(f, presigned(f, keyID, "", now, "60"), nil)} {
+	for _, raw := range [][]byte{wire(f, header, body), wire(f, presigned(f, keyID, "", now, "&X-Amz-Expires=60"), nil)} {
 		r, b := receive(raw)
 		good[r.Method+string(b)] = true
 	}
