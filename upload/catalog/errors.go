@@ -32,6 +32,7 @@ const (
 	CodeAMINameDuplicate = "InvalidAMIName.Duplicate"
 	CodeAMINameMalformed = "InvalidAMIName.Malformed"
 	CodeAMIAttribute     = "InvalidAMIAttributeItemValue"
+	CodeID               = "InvalidID" // of what is tagged
 	CodeManifest         = "InvalidManifest"
 	CodeKeyNotFound      = "InvalidKeyPair.NotFound"
 	CodeKeyDuplicate     = "InvalidKeyPair.Duplicate"

@@ -245,6 +245,9 @@ func (c *Catalog) tag(ctx context.Context, call Call, ids []string, action, deta
 				}
 				continue
 			}
+			if !slices.ContainsFunc([]string{"ami-", "aki-", "ari-"}, func(p string) bool { return strings.HasPrefix(id, p) }) {
+				return refuse(CodeID, "The ID '%s' is not valid", clip(id))
+			}
 			m, err := t.Own(ctx, call.Account, id)
 			if err != nil {
 				return err
