@@ -80,6 +80,11 @@ type Options struct {
 
 	// Now is this machine's clock; nil is time.Now.
 	Now func() time.Time
+
+	// NewID draws an id "ami-", "aki-", "ari-" or "key-" and 17 hex digits, of
+	// the prefix it is given; one that was used before is drawn again. nil is
+	// at random, which is what keeps several writers apart.
+	NewID func(prefix string) (string, error)
 }
 
 // Open opens the catalog of a store. It asks the store nothing yet; the store
@@ -87,6 +92,9 @@ type Options struct {
 func Open(objects upload.Store, o Options) (*Catalog, error) {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.NewID == nil {
+		o.NewID = randomID
 	}
 	if o.Region != "" {
 		if err := CheckRegion(o.Region); err != nil {

@@ -31,11 +31,10 @@ type Registration struct {
 // newID draws an id that was never used: prefix is "ami", "aki", "ari" or "key".
 func (t *Tx) newID(ctx context.Context, prefix string) (string, error) {
 	for {
-		var b [9]byte
-		if _, err := rand.Read(b[:]); err != nil {
+		id, err := t.view.c.opt.NewID(prefix)
+		if err != nil {
 			return "", fmt.Errorf("draw an id: %w", err)
 		}
-		id := prefix + "-" + hex.EncodeToString(b[:])[:17]
 		key := imageKey(id)
 		if prefix == "key" {
 			key = keyPairID + id
@@ -48,6 +47,15 @@ func (t *Tx) newID(ctx context.Context, prefix string) (string, error) {
 			return id, nil
 		}
 	}
+}
+
+// randomID draws 68 bits.
+func randomID(prefix string) (string, error) {
+	var b [9]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", err
+	}
+	return prefix + "-" + hex.EncodeToString(b[:])[:17], nil
 }
 
 // prefixOf is the kind of id that an image's type has.

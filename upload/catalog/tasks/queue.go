@@ -26,6 +26,9 @@ type Options struct {
 	Signers *keys.AllowedSigners
 	// Now is the clock; default time.Now.
 	Now func() time.Time
+	// NewID draws an id of the prefix it is given, "bun-" or "img-", and 17 hex
+	// digits; default at random.
+	NewID func(prefix string) string
 }
 
 // Queue is the tasks of a store. Its methods may be called concurrently, by
@@ -36,6 +39,9 @@ type Queue struct{ o Options }
 func Open(o Options) *Queue {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.NewID == nil {
+		o.NewID = randomID
 	}
 	return &Queue{o}
 }
@@ -51,7 +57,7 @@ func (q *Queue) Submit(ctx context.Context, r Request) (Task, error) {
 		return Task{}, errors.New("submitting a task: no key to sign it with")
 	}
 	now := q.o.Now().UTC().Truncate(time.Millisecond)
-	r.Version, r.ID, r.Created = 1, newID(r.Kind), now
+	r.Version, r.ID, r.Created = 1, q.newID(r.Kind), now
 	if end := now.Add(Lifetime); r.Expires.IsZero() || end.Before(r.Expires) {
 		r.Expires = end
 	}
@@ -78,13 +84,17 @@ func (q *Queue) Submit(ctx context.Context, r Request) (Task, error) {
 	return t, nil
 }
 
-func newID(k Kind) string {
+func (q *Queue) newID(k Kind) string {
+	if k == CreateImage {
+		return q.o.NewID("img-")
+	}
+	return q.o.NewID("bun-")
+}
+
+// randomID draws 68 bits.
+func randomID(prefix string) string {
 	var b [9]byte
 	rand.Read(b[:]) // never fails
-	prefix := "bun-"
-	if k == CreateImage {
-		prefix = "img-"
-	}
 	return prefix + hex.EncodeToString(b[:])[:17]
 }
 
