@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -46,6 +45,7 @@ accounts:
     keys:
       - {access-key-id: AKALICE, secret-access-key: alice-secret-key}
       - {access-key-id: AKREADER, secret-access-key: reader-secret-key, read-only: true}
+      - {access-key-id: AKTEMP, secret-access-key: temporary-secret-key, session-token: a/session+token=}
   - id: "222233334444"
     instances: ["i-b*"]
     keys: [{access-key-id: AKBOB, secret-access-key: bob-secret-key}]
@@ -75,8 +75,7 @@ func prepare(t *testing.T) *world {
 	t.Helper()
 	w := &world{minio: servers.MinIO(t), dir: t.TempDir()}
 	w.Instar = instar.New(t, w.minio.Env()...)
-	suffix := fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano()%1e9)
-	w.bucket, w.bucket2 = "cat-here-"+suffix, "cat-there-"+suffix
+	w.bucket, w.bucket2 = "cat-here", "cat-there" // the server is this world's alone
 	s3 := w.With("AWS_ACCESS_KEY_ID="+w.minio.AccessKey, "AWS_SECRET_ACCESS_KEY="+w.minio.SecretKey)
 	w.Instar = s3
 	for _, b := range []string{w.bucket, w.bucket2} {
