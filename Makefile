@@ -44,6 +44,8 @@ bench:                 ## figures against the peers, with targets (BENCH_ARGS=â€
 	go run -buildvcs=false ./test/bench/boot
 	go run -buildvcs=false ./test/bench/lazy
 	go run -buildvcs=false ./test/bench/agent
+	test/tools go minio
+	go run -buildvcs=false ./test/bench/catalog
 
 evidence:              ## the long campaigns, with counts
 	test/run evidence
