@@ -55,6 +55,7 @@ var codes = map[string]struct {
 	"AccessControlListNotSupported":      {kind: ErrACL},
 	"EntityTooLarge":                     {kind: ErrTooLarge},
 	"KeyTooLongError":                    {kind: ErrKey},
+	"InvalidTag":                         {kind: ErrUnsupported},
 	"XMinioInvalidObjectName":            {kind: ErrKey},
 	"XMinioStorageFull":                  {kind: ErrNoSpace},
 	"XMinioAdminBucketQuotaExceeded":     {kind: ErrNoSpace},

@@ -7,6 +7,7 @@ import (
 	"path"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/catalog/lease"
@@ -68,14 +69,21 @@ func (t *StoreTask) check() error {
 		checkTimes(map[string]time.Time{"ended": t.Ended}))
 }
 
-// checkObjectTags is for an object's tags, of which S3 has at most 10.
+// checkObjectTags is for an object's tags, of which S3 has at most 10, of letters,
+// digits, blanks and a few signs.
 func checkObjectTags(t Tags) error {
 	if len(t) > 10 {
 		return fmt.Errorf("%d tags are more than the 10 that an object may have", len(t))
 	}
-	for k := range t {
+	strange := func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune(" +-=._:/@", r)
+	}
+	for k, v := range t {
 		if strings.HasPrefix(strings.ToLower(k), "aws:") {
 			return fmt.Errorf("tag keys beginning with aws: are reserved: %q", clip(k))
+		}
+		if strings.ContainsFunc(k+v, strange) {
+			return fmt.Errorf("an object's tag has letters, digits, blanks and + - = . _ : / @: %q=%q has more", clip(k), clip(v))
 		}
 	}
 	return t.check()
