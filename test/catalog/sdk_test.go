@@ -70,7 +70,7 @@ func sdkRun(t *testing.T, record string) {
 	}
 	w.obey(t)
 	t.Log(w.run(t, w.clean(), program, "-url", w.url, "-url2", w.url2, "-region", region, "-other", other,
-		"-bucket", w.bucket, "-location", w.bucket+"/bundles/web-1.0.manifest.xml", "-record", record))
+		"-bucket", w.bucket, "-bucket2", w.bucket2, "-location", w.bucket+"/bundles/web-1.0.manifest.xml", "-record", record))
 }
 
 // obey is an agent of the instance i-agent: what it is to bundle is complete at

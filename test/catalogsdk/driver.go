@@ -22,7 +22,7 @@ import (
 
 // driver is one run.
 type driver struct {
-	url, url2, region, other, bucket, location string
+	url, url2, region, other, bucket, bucket2, location string
 
 	ctx context.Context //nolint:containedctx // of the run; the scenes have no other
 	now time.Time       // its beginning

@@ -3,7 +3,7 @@
 // errors, retries, clocks that are wrong. It says what is not as the SDK's users
 // would expect it, and records each request with what the SDK made of the answer:
 //
-//	catalogsdk -url URL -url2 URL -region NAME -other NAME -bucket NAME -location BUCKET/KEY [-record FILE]
+//	catalogsdk -url URL -url2 URL -region NAME -other NAME -bucket NAME -bucket2 NAME -location BUCKET/KEY [-record FILE]
 //
 // The servers are of two regions, url2's of the other, and their accounts those of
 // test/catalog, which starts it; location is that of the bundle
@@ -38,6 +38,7 @@ func main() {
 	flag.StringVar(&d.region, "region", "", "the server's region")
 	flag.StringVar(&d.other, "other", "", "the other region")
 	flag.StringVar(&d.bucket, "bucket", "", "the bucket that bundles go to")
+	flag.StringVar(&d.bucket2, "bucket2", "", "another bucket, for images as objects")
 	flag.StringVar(&d.location, "location", "", "where the bundle lies, BUCKET/KEY of its manifest")
 	record := flag.String("record", "", "write the record to `FILE`")
 	flag.Parse()
@@ -63,6 +64,7 @@ func (d *driver) drive(ctx context.Context, record string) error {
 	d.places()
 	d.copies()
 	d.bundles()
+	d.stores()
 	d.strangers()
 	d.answersLost()
 	d.clocks()

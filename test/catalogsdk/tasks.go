@@ -11,7 +11,7 @@ import (
 )
 
 // patience is how long a waiter waits.
-const patience = 5 * time.Minute
+const patience = 2 * time.Minute
 
 // The SDK's waiters and paginators ask through these.
 
@@ -162,4 +162,55 @@ func (d *driver) bundles() {
 		in.BlockDeviceMappings = s
 		refused(d.alice, "UnknownParameter", c.CreateImage, in)
 	}
+}
+
+// DescribeStoreImageTasks asks and notes the answer.
+func (c *caller) DescribeStoreImageTasks(_ context.Context, in *ec2.DescribeStoreImageTasksInput, _ ...func(*ec2.Options)) (*ec2.DescribeStoreImageTasksOutput, error) {
+	return ask(c, c.ec2.DescribeStoreImageTasks, in)
+}
+
+// stores makes objects of images and images of objects.
+func (d *driver) stores() {
+	c := d.alice.ec2
+	var key *string
+	for _, bucket := range []string{d.bucket, d.bucket2} {
+		in := &ec2.CreateStoreImageTaskInput{ImageId: aws.String(d.source), Bucket: aws.String(bucket), S3ObjectTags: []types.S3ObjectTag{{Key: aws.String("k"), Value: aws.String("v + w")}}}
+		key = done(d.alice, c.CreateStoreImageTask, in).ObjectKey
+		is(d, "the object's key", aws.ToString(key), d.source+".bin")
+	}
+	err := ec2.NewStoreImageTaskCompleteWaiter(d.alice, func(o *ec2.StoreImageTaskCompleteWaiterOptions) { o.MinDelay, o.MaxDelay = time.Second, time.Second }).
+		Wait(d.ctx, &ec2.DescribeStoreImageTasksInput{ImageIds: []string{d.source}}, patience)
+	if err != nil {
+		d.fault("StoreImageTaskComplete: %v", err)
+	}
+	d.alice.waited("StoreImageTaskComplete")
+	pages, seen := 0, 0
+	for p := ec2.NewDescribeStoreImageTasksPaginator(d.alice, &ec2.DescribeStoreImageTasksInput{Filters: filter("task-state", "Completed")}, func(o *ec2.DescribeStoreImageTasksPaginatorOptions) { o.Limit = 1 }); p.HasMorePages(); pages++ {
+		out, err := p.NextPage(d.ctx)
+		if err != nil {
+			d.fault("a page of store tasks: %v", err)
+			return
+		}
+		for _, t := range out.StoreImageTaskResults {
+			is(d, "a store task's progress", aws.ToInt32(t.ProgressPercentage), 100)
+			is(d, "a store task has a time", t.TaskStartTime != nil, true)
+			seen++
+		}
+	}
+	is(d, "store tasks on pages", seen, 2)
+	is(d, "pages of store tasks", pages, 2)
+
+	restored := aws.ToString(done(d.alice, c.CreateRestoreImageTask, &ec2.CreateRestoreImageTaskInput{
+		Bucket: aws.String(d.bucket), ObjectKey: key, Name: aws.String("restored"), TagSpecifications: tags(types.ResourceTypeImage, "restored", "yes"),
+	}).ImageId)
+	d.waitImage(d.alice, restored, true)
+	m := d.alice.described(restored)
+	is(d, "the restored image's kind", string(m.RootDeviceType)+" "+string(m.Architecture), "instance-store i386")
+	refused(d.alice, "InvalidParameterValue", c.CreateStoreImageTask, &ec2.CreateStoreImageTaskInput{
+		ImageId: aws.String(d.source), Bucket: aws.String(d.bucket), S3ObjectTags: []types.S3ObjectTag{{Key: aws.String("k"), Value: aws.String("v & w")}},
+	})
+	refused(d.alice, "InvalidParameterValue", c.CreateStoreImageTask, &ec2.CreateStoreImageTaskInput{ImageId: aws.String(d.id), Bucket: aws.String(d.bucket)})
+	refused(d.alice, "AuthFailure", c.CreateStoreImageTask, &ec2.CreateStoreImageTaskInput{ImageId: aws.String(d.source), Bucket: aws.String("theirs")})
+	refused(d.bob, "AuthFailure", d.bob.ec2.CreateRestoreImageTask, &ec2.CreateRestoreImageTaskInput{Bucket: aws.String(d.bucket), ObjectKey: key})
+	refused(d.alice, "InvalidParameterCombination", c.DescribeStoreImageTasks, &ec2.DescribeStoreImageTasksInput{ImageIds: []string{d.source}, MaxResults: aws.Int32(5)})
 }

@@ -154,6 +154,9 @@ func (d *driver) dryRuns() {
 	trying(a, nil, (*ec2.Client).DescribeAvailabilityZones, &ec2.DescribeAvailabilityZonesInput{})
 	trying(a, r, (*ec2.Client).BundleInstance, d.bundling("i-away"))
 	trying(a, nil, (*ec2.Client).DescribeBundleTasks, &ec2.DescribeBundleTasksInput{})
+	trying(a, r, (*ec2.Client).CreateStoreImageTask, &ec2.CreateStoreImageTaskInput{ImageId: aws.String(d.source), Bucket: aws.String(d.bucket)})
+	trying(a, nil, (*ec2.Client).DescribeStoreImageTasks, &ec2.DescribeStoreImageTasksInput{})
+	trying(a, r, (*ec2.Client).CreateRestoreImageTask, &ec2.CreateRestoreImageTaskInput{Bucket: aws.String(d.bucket), ObjectKey: aws.String(d.source + ".bin"), Name: aws.String("dry")})
 	task := done(a, a.ec2.BundleInstance, d.bundling("i-away")).BundleTask
 	trying(a, r, (*ec2.Client).CancelBundleTask, &ec2.CancelBundleTaskInput{BundleId: task.BundleId})
 	m := a.described(d.id)
