@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 )
 
@@ -47,15 +48,19 @@ type fetcher struct {
 // object gets one object of at most limit bytes that good accepts, or says for
 // good why not. what names it on the console.
 func (f *fetcher) object(ctx context.Context, what, name string, limit int64, good func([]byte) bool) ([]byte, error) {
-	return f.try(ctx, what, name, "", limit, good)
+	return f.try(ctx, what, name, "", limit, nil, good)
 }
 
-// piece gets n bytes of an object from off on.
-func (f *fetcher) piece(ctx context.Context, what, name string, off, n int64) ([]byte, error) {
-	return f.try(ctx, what, name, fmt.Sprintf("bytes=%d-%d", off, off+n-1), n, func(b []byte) bool { return int64(len(b)) == n })
+// piece gets an object's bytes from off on, to fill p.
+func (f *fetcher) piece(ctx context.Context, what, name string, off int64, p []byte) error {
+	n := int64(len(p))
+	_, err := f.try(ctx, what, name, fmt.Sprintf("bytes=%d-%d", off, off+n-1), n, p, func(b []byte) bool { return int64(len(b)) == n })
+	return err
 }
 
-func (f *fetcher) try(ctx context.Context, what, name, span string, limit int64, good func([]byte) bool) ([]byte, error) {
+// try gets an object, or the span of it, in the memory of into if that is not nil:
+// then it has room for limit bytes.
+func (f *fetcher) try(ctx context.Context, what, name, span string, limit int64, into []byte, good func([]byte) bool) ([]byte, error) {
 	var last error
 	fresh := 0
 	wait := 250 * time.Millisecond
@@ -80,7 +85,7 @@ func (f *fetcher) try(ctx context.Context, what, name, span string, limit int64,
 		if span != "" {
 			req.Header.Set("Range", span)
 		}
-		data, err := f.get(req, limit)
+		data, err := f.get(req, limit, into)
 		switch {
 		case err == nil && good(data):
 			return data, nil
@@ -106,7 +111,7 @@ func (f *fetcher) try(ctx context.Context, what, name, span string, limit int64,
 }
 
 // get reads one object. A body that does not move for the stall time ends it.
-func (f *fetcher) get(req *http.Request, limit int64) ([]byte, error) {
+func (f *fetcher) get(req *http.Request, limit int64, into []byte) ([]byte, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	defer cancel(nil)
 	watch := time.AfterFunc(f.stall, func() { cancel(fmt.Errorf("the store sent nothing for %v", f.stall)) })
@@ -141,18 +146,25 @@ func (f *fetcher) get(req *http.Request, limit int64) ([]byte, error) {
 	if resp.ContentLength > limit {
 		return nil, final(fmt.Errorf("it has %d bytes, more than the %d it can have", resp.ContentLength, limit))
 	}
-	var data []byte
-	if resp.ContentLength > 0 {
-		data = make([]byte, 0, resp.ContentLength)
+	data := into[:0]
+	if into == nil {
+		data = make([]byte, 0, max(resp.ContentLength, 4<<10))
 	}
-	buf := make([]byte, 64<<10)
+	var over [1]byte // beyond what it can have there must be nothing
 	for {
-		n, err := resp.Body.Read(buf)
+		space := over[:]
+		if int64(len(data)) < limit {
+			if len(data) == cap(data) {
+				data = slices.Grow(data, len(data))
+			}
+			space = data[len(data):min(int64(cap(data)), limit)]
+		}
+		n, err := resp.Body.Read(space)
 		watch.Reset(f.stall)
-		data = append(data, buf[:n]...)
-		if int64(len(data)) > limit {
+		if int64(len(data)+n) > limit {
 			return nil, final(fmt.Errorf("it has more than the %d bytes it can have", limit))
 		}
+		data = data[:len(data)+n]
 		if errors.Is(err, io.EOF) {
 			return data, nil
 		}

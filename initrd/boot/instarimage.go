@@ -233,9 +233,7 @@ func (s *packSource) ReadPack(ctx context.Context, n chunked.Name, off int64, p 
 	if gone {
 		return fmt.Errorf("pack %s was moved: %w", n, chunked.ErrMissing)
 	}
-	data, err := s.f.piece(ctx, "pack "+n.String()[:8], chunked.PackKey(n), off, int64(len(p)))
-	copy(p, data)
-	return missing(err)
+	return missing(s.f.piece(ctx, "pack "+n.String()[:8], chunked.PackKey(n), off, p))
 }
 
 // ReadIndex reads an index object.

@@ -111,7 +111,6 @@ const (
 // those for which [resident.Called].
 func ServeRoot(ctx context.Context) error {
 	debug.SetMemoryLimit(serverMemory)
-	debug.SetGCPercent(50)
 	return resident.Main(ctx, serveRoot)
 }
 

@@ -18,13 +18,14 @@ import (
 
 // connection is a client in transmission.
 type connection struct {
-	s      *server
-	c      net.Conn
-	agreed session
-	slots  chan struct{} // of requests that are local
-	memory *semaphore.Weighted
-	limit  int64 // bytes of memory
-	far    *queue
+	s       *server
+	c       net.Conn
+	agreed  session
+	slots   chan struct{} // of requests that are local
+	memory  *semaphore.Weighted
+	limit   int64 // bytes of memory
+	far     *queue
+	buffers buffers
 
 	mu  sync.Mutex // of writing
 	bad error      // the first error of writing
@@ -116,7 +117,7 @@ func (n *connection) now(ctx context.Context, r request, in io.Reader, all *sync
 	if err := n.memory.Acquire(ctx, weight); err != nil {
 		return fmt.Errorf("%w: %w", errGone, err)
 	}
-	data, err := r.payload(in)
+	data, err := n.payload(r, in)
 	if err != nil {
 		return err
 	}
@@ -134,7 +135,7 @@ func (n *connection) later(ctx context.Context, r request, in io.Reader) error {
 	if err := n.far.admit(ctx, r); err != nil {
 		return fmt.Errorf("%w: %w", errGone, err)
 	}
-	data, err := r.payload(in)
+	data, err := n.payload(r, in)
 	if err != nil {
 		return err
 	}
@@ -162,24 +163,25 @@ func (r *request) weight() int64 {
 }
 
 // payload reads what a request writes; nil if it is another.
-func (r *request) payload(in io.Reader) ([]byte, error) {
+func (n *connection) payload(r request, in io.Reader) ([]byte, error) {
 	if r.command != cmdWrite {
 		return nil, nil
 	}
-	data := buffer(int(r.length))
+	data := n.buffers.get(int(r.length))
 	if _, err := io.ReadFull(in, data); err != nil {
 		return nil, fmt.Errorf("%w: %w", errGone, err)
 	}
 	return data, nil
 }
 
-// do carries a request out and answers it.
+// do carries a request out and answers it. data is not used after it.
 func (n *connection) do(ctx context.Context, r request, data []byte) {
 	dev, off, length := n.s.dev, int64(r.offset), int64(r.length)
+	defer func() { n.buffers.put(data) }()
 	var err error
 	switch r.command {
 	case cmdRead:
-		data = buffer(int(length))
+		data = n.buffers.get(int(length))
 		if err = dev.ReadAt(ctx, data, off); err == nil {
 			n.data(r, data)
 			return
@@ -329,12 +331,4 @@ func (n *connection) fail(r request, errno unix.Errno, why string) {
 	b := binary.BigEndian.AppendUint32(nil, number(errno))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(why)))
 	n.reply(r, chunkError, append(b, why...))
-}
-
-// buffer is memory a disk opened with O_DIRECT takes without a copy.
-func buffer(n int) []byte {
-	const page = 4096
-	b := make([]byte, n+page)
-	off := int(-addressOf(b) & (page - 1))
-	return b[off : off+n : off+n]
 }
