@@ -19,6 +19,7 @@ const (
 	backSlots   = 2         // ranges ahead of need
 	rangeBytes  = 1 << 20   // of a pack in one range, but for a chunk that is larger
 	plainBytes  = 2 << 20   // of plaintext from one range, likewise
+	farFactor   = 4         // times more of both for who reads around what is asked for
 	rangeGap    = 64 << 10  // bytes nobody wants in a range, at once
 	reach       = 2 << 20   // how far from a read a chunk's other extents are looked for
 	ahead       = 4 << 20   // how far a sequential reader is read ahead of, at most
@@ -129,7 +130,7 @@ func (f *fetcher) get(list, extra []want) []*piece {
 			})
 		}
 	}
-	for _, batch := range batches(mine) {
+	for _, batch := range f.batches(mine) {
 		f.wg.Go(func() {
 			select {
 			case f.demand <- struct{}{}:
@@ -156,7 +157,7 @@ func (f *fetcher) getAhead(ctx context.Context, list []want) (int64, error) {
 	}
 	pieces, mine := f.claim(list)
 	var read int64
-	for _, batch := range batches(mine) {
+	for _, batch := range f.batches(mine) {
 		f.backRequests.Add(1)
 		n := f.fetch(batch)
 		f.backFetched.Add(n)
@@ -185,7 +186,7 @@ func (f *fetcher) tryAhead(list []want) {
 	_, mine := f.claim(list)
 	f.wg.Go(func() {
 		defer func() { <-f.back }()
-		for _, batch := range batches(mine) {
+		for _, batch := range f.batches(mine) {
 			f.backRequests.Add(1)
 			f.backFetched.Add(f.fetch(batch))
 		}
@@ -202,7 +203,11 @@ func (x *piece) wait(ctx context.Context) ([]byte, error) {
 }
 
 // batches makes ranges of packs of what is to be fetched.
-func batches(list []*piece) [][]*piece {
+func (f *fetcher) batches(list []*piece) [][]*piece {
+	rangeBytes, plainBytes := int64(rangeBytes), plainBytes
+	if f.img.o.Around > 0 {
+		rangeBytes, plainBytes = farFactor*rangeBytes, farFactor*plainBytes
+	}
 	slices.SortStableFunc(list, func(a, b *piece) int {
 		return cmp.Or(a.c.At.Pack.Compare(b.c.At.Pack), cmp.Compare(a.c.At.Offset, b.c.At.Offset))
 	})

@@ -115,7 +115,7 @@ func (u *pull) fetch(list []chunked.Extent) {
 	for _, w := range wants(u.d.missing(list)) {
 		all = append(all, &piece{want: w})
 	}
-	for _, b := range batches(all) {
+	for _, b := range u.d.fetch.batches(all) {
 		if u.ctx.Err() != nil {
 			return
 		}
