@@ -172,7 +172,7 @@ recipients; its head there is signed with this machine's key.
 	completeFiles(cmd, "to-ca-cert", "pem", "crt")
 	f.text(&o.name, "name", "", "`NAME` of the copy; default the same", ofUs, test)
 	f.text(&o.description, "description", "", "what the copy is: `TEXT`; default the same", ofUs, test)
-	f.text(&o.folder, "folder", "", "a bundle goes to `BUCKET/PREFIX`; default bundles/ID in the bucket of the catalog there", ofUs, test)
+	f.text(&o.folder, "folder", "", "a bundle goes to `BUCKET/PREFIX`; default bundles/ID beside the catalog there", ofUs, test)
 	f.text(&o.token, "token", "", "`TOKEN` by which the copy is known when the command is run again", ofUs, test)
 	f.yes(&o.copyTags, "copy-tags", "", "copy the image's tags", ofUs, test)
 	o.catalogOptions.add(a, cmd, test, true)
@@ -237,7 +237,7 @@ func newImagesVerb(a *app, verb, short, long string, run func(context.Context, *
 // newCatalogImages are the commands of "instar images" about registered ones.
 func newCatalogImages(a *app) []*cobra.Command {
 	return []*cobra.Command{
-		newImagesRegister(a), newImagesTag(a), newImagesShare(a), newImagesCopy(a), newImagesDeprecate(a), newImagesProtect(a),
+		newImagesRegister(a), newImagesTag(a), newImagesShare(a), newImagesCopy(a), newImagesStore(a), newImagesStored(a), newImagesRestoreFrom(a), newImagesDeprecate(a), newImagesProtect(a),
 		newImagesVerb(a, "disable", "take a registered image out of use", `
 A disabled image is launched by nobody and seen by its owner alone; permissions
 that others had end.`, runImagesDisable),

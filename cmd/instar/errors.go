@@ -19,6 +19,7 @@ import (
 	"github.com/instar-image/instar/metadata/imds"
 	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/catalog"
+	"github.com/instar-image/instar/upload/catalog/stored"
 	"github.com/instar-image/instar/upload/images"
 )
 
@@ -37,10 +38,10 @@ func libraryCode(err error) int {
 		objects *upload.DeleteError
 		small   *ext4.TooSmallError
 		refusal *catalog.Error
-		stored  *chunked.Error // about an object in a store, not about an argument
+		format  *chunked.Error // about an object in a store, not about an argument
 	)
 	switch {
-	case is(catalog.ErrRollback, catalog.ErrStale, catalog.ErrForked, catalog.ErrOther, catalog.ErrDamaged, catalog.ErrNoTrust, catalog.ErrFormat, catalog.ErrVersion):
+	case is(catalog.ErrRollback, catalog.ErrStale, catalog.ErrForked, catalog.ErrOther, catalog.ErrDamaged, catalog.ErrNoTrust, catalog.ErrFormat, catalog.ErrVersion, stored.ErrDamaged):
 		return exitTrust
 	case is(catalog.ErrNoCatalog):
 		return exitFile
@@ -56,7 +57,7 @@ func libraryCode(err error) int {
 		is(keys.ErrUntrusted, keys.ErrSignature, keys.ErrNamespace, keys.ErrExpired),
 		is(chunked.ErrRollback, chunked.ErrStale, chunked.ErrForked, chunked.ErrOther, chunked.ErrCorrupt, chunked.ErrForeign),
 		is(images.ErrNoTrust, images.ErrLabel, images.ErrDamaged, keys.ErrWrapped),
-		errors.As(err, &stored) && is(chunked.ErrFormat, chunked.ErrLimit, chunked.ErrVersion):
+		errors.As(err, &format) && is(chunked.ErrFormat, chunked.ErrLimit, chunked.ErrVersion):
 		return exitTrust
 	case is(chunked.ErrFormat):
 		return exitUsage

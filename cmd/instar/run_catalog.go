@@ -48,9 +48,12 @@ func (a *app) inAccount(ctx context.Context, o *catalogOptions, do func(k *opene
 	})
 }
 
-// explainCatalog adds what to do.
+// explainCatalog adds what to do, where nobody has said it.
 func explainCatalog(err error) error {
+	var said *exitError
 	switch {
+	case errors.As(err, &said) && said.hint != "":
+		return err
 	case errors.Is(err, catalog.ErrNoCatalog):
 		return withHint(&exitError{code: exitFile, err: err}, "\"instar catalog create REGION\" makes one.")
 	case errors.Is(err, catalog.ErrStale):

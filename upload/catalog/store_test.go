@@ -148,7 +148,7 @@ func TestStoreRefused(t *testing.T) {
 	for i := range 11 {
 		many[fmt.Sprint(i)] = ""
 	}
-	for _, tags := range []Tags{many, {"aws:x": ""}, {strings.Repeat("k", 128): ""}, {"": "v"}} {
+	for _, tags := range []Tags{many, {"aws:x": ""}, {"a": "b&c"}, {strings.Repeat("k", 128): ""}, {"": "v"}} {
 		code(t, ask(asAlice, StoreRequest{ImageID: s.image.ID, Bucket: "bkt", Tags: tags}), CodeParameterValue)
 	}
 	// What is something else is not replaced.

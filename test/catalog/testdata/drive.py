@@ -359,12 +359,42 @@ table = {
         "Storage.S3.UploadPolicy": {"S3": {"Bucket": BUCKET, "Prefix": "p", "AWSAccessKeyId": "AKALICE", "UploadPolicy": base64.b64decode(policy), "UploadPolicySignature": "x"}},
         "Storage.S3.UploadPolicySignature": ({"S3": {"Bucket": BUCKET, "Prefix": "p", "AWSAccessKeyId": "AKALICE", "UploadPolicySignature": "x"}}, None if CLI else "InvalidParameterCombination")}),
     "DescribeBundleTasks": (lambda: {}, dict({"BundleIds[]": lambda: [bundling()]}, **named("state"))),
+    "CreateStoreImageTask": (lambda: {"ImageId": source, "Bucket": BUCKET + "/" + fresh("stored").replace(" ", "-")}, {
+        "ImageId": lambda: source, "Bucket": BUCKET + "/" + "by-bucket", "S3ObjectTags[].Key": [{"Key": "keep", "Value": "10 years: more"}],
+        "S3ObjectTags[].Value": [{"Key": "k", "Value": ""}]}),
+    "DescribeStoreImageTasks": (lambda: {}, dict({
+        "ImageIds[]": lambda: [source], "MaxResults": 1, "NextToken": ("AAAA", "InvalidPaginationToken")}, **named("task-state"))),
+    "CreateRestoreImageTask": (lambda: {"Bucket": BUCKET, "ObjectKey": stored_key(), "Name": fresh("restored")}, dict({
+        "Bucket": (BUCKET + "/nowhere", "InvalidParameterValue"), "ObjectKey": lambda: stored_key(), "Name": "restored by name"}, **specified())),
     "CancelBundleTask": (lambda: {"BundleId": bundling()}, {"BundleId": lambda: bundling()}),
 }
 
 
 def bundling():
     return call("BundleInstance", {"InstanceId": next(instances), "Storage": {"S3": {"Bucket": BUCKET, "Prefix": "p"}}})["BundleTask"]["BundleId"]
+
+
+def stored(**more):
+    """stored has the image stored, and gives its task when that has ended."""
+    call("CreateStoreImageTask", dict({"ImageId": source, "Bucket": BUCKET}, **more))
+    prefix = more.get("Bucket", BUCKET).partition("/")[2]
+    for _ in range(600):
+        tasks = call("DescribeStoreImageTasks", {"ImageIds": [source]})["StoreImageTaskResults"]
+        for t in tasks:
+            if t["S3objectKey"] == (prefix + "/" if prefix else "") + source + ".bin" and t["StoreTaskState"] != "InProgress":
+                return t
+        time.sleep(0.2)
+    fault("the image is not stored: %s" % tasks)
+
+
+keys = []
+
+
+def stored_key():
+    """stored_key is the key of an object to restore from; it is there once."""
+    if not keys:
+        keys.append(stored()["S3objectKey"])
+    return keys[0]
 
 
 def shared():
@@ -507,6 +537,46 @@ task = bundling()
 call("CancelBundleTask", {"BundleId": task})
 wait(ec2, "bundle_task_complete", ok=False, BundleIds=[task])
 call("DescribeBundleTasks", {"BundleIds": [task]}, "InvalidBundleId.NotFound", bob)
+
+# An image as one object, and back.
+t = stored(Bucket=BUCKET + "/tagged", S3ObjectTags=[{"Key": "keep", "Value": "10 years"}])
+if t["StoreTaskState"] != "Completed" or t["ProgressPercentage"] != 100 or t["AmiId"] != source or t["Bucket"] != BUCKET or "StoreTaskFailureReason" in t:
+    fault("a task that has ended is %s" % t)
+restored = call("CreateRestoreImageTask", {"Bucket": BUCKET, "ObjectKey": t["S3objectKey"], "Name": "restored", "TagSpecifications": image_tags})["ImageId"]
+wait(ec2, "image_available", ImageIds=[restored])
+got, was = described(restored), described(source)
+for k in ("Architecture", "RootDeviceType", "Hypervisor", "VirtualizationType", "Description", "BlockDeviceMappings"):
+    if got.get(k) != was.get(k):
+        fault("restored has %s %r, not %r" % (k, got.get(k), was.get(k)))
+if restored == source or got["Name"] != "restored" or got["SourceImageId"] != source or got["SourceImageRegion"] != REGION or got["Tags"] != [tag] or got["ImageLocation"] == was["ImageLocation"]:
+    fault("restored is %s" % got)
+call("CreateRestoreImageTask", {"Bucket": BUCKET, "ObjectKey": t["S3objectKey"]}, "InvalidAMIName.Duplicate")
+call("CreateRestoreImageTask", {"Bucket": BUCKET, "ObjectKey": "nothing.bin", "Name": "nothing"}, "InvalidParameterValue")
+call("CreateRestoreImageTask", {"Bucket": BUCKET, "ObjectKey": "fleet/catalog/head", "Name": "no image"}, "InvalidParameterValue")
+call("CreateStoreImageTask", {"ImageId": source, "Bucket": "cat-nowhere"}, "InvalidS3Bucket.NotFound")
+call("CreateStoreImageTask", {"ImageId": source, "Bucket": "others"}, "AuthFailure")
+call("CreateStoreImageTask", {"ImageId": source, "Bucket": "others", "DryRun": True}, "UnauthorizedOperation")
+call("CreateStoreImageTask", {"ImageId": known, "Bucket": BUCKET}, "InvalidParameterValue")
+call("CreateRestoreImageTask", {"Bucket": "others", "ObjectKey": "x"}, "AuthFailure")
+call("DescribeStoreImageTasks", {"ImageIds": [source], "MaxResults": 5}, "InvalidParameterCombination")
+call("DescribeStoreImageTasks", {"MaxResults": 201}, "InvalidParameterValue")
+call("DescribeStoreImageTasks", {"Filters": [{"Name": "colour", "Values": ["red"]}]}, "InvalidParameterValue")
+if call("DescribeStoreImageTasks", {}, by=bob)["StoreImageTaskResults"]:
+    fault("another account is told of tasks")
+seen, token = [], None
+while True:
+    answer = call("DescribeStoreImageTasks", dict({"MaxResults": 2}, **({"NextToken": token} if token else {})))
+    seen += [x["S3objectKey"] for x in answer["StoreImageTaskResults"]]
+    token = answer.get("NextToken")
+    if not token:
+        break
+for bucket, state, want in (BUCKET, "Completed", True), ("other", "Completed", False), (BUCKET, "Failed", False):
+    found = call("DescribeStoreImageTasks", {"Filters": [{"Name": "bucket", "Values": [bucket]}, {"Name": "task-state", "Values": [state]}]})["StoreImageTaskResults"]
+    if (t["S3objectKey"] in [x["S3objectKey"] for x in found]) != want:
+        fault("in %s, %s are %s" % (bucket, state, found))
+if sorted(seen) != sorted(x["S3objectKey"] for x in call("DescribeStoreImageTasks", {})["StoreImageTaskResults"]) or len(seen) < 4:
+    fault("%d tasks on pages" % len(seen))
+print("STORED", BUCKET, t["S3objectKey"])
 
 # What one may not see answers as what does not exist.
 for action, params in {
