@@ -85,7 +85,7 @@ func newUsers(t *testing.T) *users {
 	if err := os.Mkdir(u.path("store"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	u.accounts(t, "url: "+m.Endpoint+", ca-cert: "+m.CACert+", access-key-id: instar-catalog, secret-file: secret, every: 1s, keep: 3s")
+	u.accounts(t, "url: "+m.Endpoint+", ca-cert: "+m.CACert+", access-key-id: instar-catalog, secret-file: secret, every: 1s, keep: 20s")
 	u.Want(t, instar.OK, "catalog", "create", "--store", u.path("store"), "--sign", u.path("key"), "--signers", u.path("signers"), region)
 	return u
 }
