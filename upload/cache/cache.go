@@ -312,6 +312,17 @@ func (o *Object) Close() {
 func (c *Cache) Recheck(ctx context.Context, key string) {
 	c.mu.Lock()
 	e := c.entries[key]
+	for e != nil && e.ending { // it has its name soon, and what it has then is looked at
+		news := e.news
+		c.mu.Unlock()
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return
+		}
+		c.mu.Lock()
+		e = c.entries[key]
+	}
 	switch {
 	case e == nil:
 		c.mu.Unlock()
