@@ -61,6 +61,7 @@ const (
 // have had, and what was acknowledged is in the records once.
 func TestLinearizable(t *testing.T) {
 	steps := count(t, "INSTAR_CATALOG_SERVER_STEPS", 240, 500)
+	first := count(t, "INSTAR_CATALOG_SERVER_FIRST", 0, 0) // the number of the first history, to see one again
 	for _, on := range []struct {
 		name      string
 		start     func(testing.TB) *servers.Server
@@ -72,7 +73,7 @@ func TestLinearizable(t *testing.T) {
 		t.Run(on.name, func(t *testing.T) {
 			g := newGround(t, on.start(t), steps)
 			sum := map[string]int{}
-			for seed := range on.histories {
+			for seed := first; seed < first+on.histories; seed++ {
 				h := newHistory(t, g, uint64(seed), steps)
 				h.run(t)
 				if t.Failed() {
@@ -85,12 +86,16 @@ func TestLinearizable(t *testing.T) {
 				t.Logf("history %d: %v", seed, counts)
 			}
 			t.Logf("%d histories: %v", on.histories, sum)
-			for _, k := range []string{"answered", "refused", "unknown", "unknown and done", "unknown and not done", "deaths", "faults", "late"} {
+			must := []string{"answered", "refused", "unknown", "deaths", "faults", "late"}
+			if on.histories >= 20 { // of these there are few in each
+				must = append(must, "unknown and done", "unknown and not done", "partitions", "kills at a request")
+			}
+			for _, k := range must {
 				if sum[k] == 0 && on.histories > 0 {
 					t.Errorf("%d %s: the faults are not what is meant", sum[k], k)
 				}
 			}
-			if sum["unknown"] > sum["steps"]/2 {
+			if sum["unknown"] > sum["steps"]*3/4 {
 				t.Errorf("%d of %d steps of unknown outcome", sum["unknown"], sum["steps"])
 			}
 		})
