@@ -258,6 +258,9 @@ func openPage(ref pageRef, next string, b []byte) (*page, error) {
 		if err := e.check(); err != nil {
 			return fail(ErrFormat, "%q: %v", e.Key, err)
 		}
+		if e.Image != nil {
+			e.Image.share()
+		}
 	}
 	return p, nil
 }

@@ -268,8 +268,12 @@ func (v *View) scan(ctx context.Context, prefix string) iter.Seq2[*entry, error]
 				return
 			}
 			j, _ := slices.BinarySearchFunc(p.Entries, prefix, func(e entry, k string) int { return strings.Compare(e.Key, k) })
-			for ; j < len(p.Entries); j++ {
-				if !strings.HasPrefix(p.Entries[j].Key, prefix) {
+			// Of a page whose last key has the prefix, all from here on have it: who
+			// looks at everything does not look at the keys.
+			n := len(p.Entries)
+			whole := strings.HasPrefix(p.Entries[n-1].Key, prefix)
+			for ; j < n; j++ {
+				if !whole && !strings.HasPrefix(p.Entries[j].Key, prefix) {
 					return
 				}
 				if !yield(&p.Entries[j], nil) {
