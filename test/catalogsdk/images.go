@@ -34,8 +34,11 @@ func devices() []types.BlockDeviceMapping {
 func strange() [][]types.BlockDeviceMapping {
 	var all [][]types.BlockDeviceMapping
 	for _, e := range []types.EbsBlockDevice{
-		{AvailabilityZone: aws.String("eu-home-1a")}, {AvailabilityZoneId: aws.String("euh1-az1")}, {EbsCardIndex: aws.Int32(1)},
-		{OutpostArn: aws.String("arn:aws:outposts:eu-home-1:111122223333:outpost/op-1")}, {VolumeInitializationRate: aws.Int32(100)},
+		{AvailabilityZone: aws.String("eu-home-1a")},
+		{AvailabilityZoneId: aws.String("euh1-az1")},
+		{EbsCardIndex: aws.Int32(1)},
+		{OutpostArn: aws.String("arn:aws:outposts:eu-home-1:111122223333:outpost/op-1")},
+		{VolumeInitializationRate: aws.Int32(100)},
 	} {
 		e.VolumeSize = aws.Int32(8)
 		all = append(all, []types.BlockDeviceMapping{{DeviceName: aws.String("/dev/sdb"), Ebs: &e}})
@@ -213,11 +216,29 @@ func filter(pairs ...string) (l []types.Filter) {
 func (d *driver) lists() {
 	c := d.alice.ec2
 	for _, f := range [][2]string{
-		{"architecture", "arm64"}, {"block-device-mapping.delete-on-termination", "false"}, {"block-device-mapping.device-name", "/dev/sd?"},
-		{"block-device-mapping.snapshot-id", "snap-*"}, {"block-device-mapping.volume-size", "8"}, {"block-device-mapping.volume-type", "gp3"},
-		{"block-device-mapping.encrypted", "true"}, {"creation-date", "20*"}, {"description", "<b>*"}, {"ena-support", "true"}, {"hypervisor", "xen"},
-		{"image-type", "machine"}, {"is-public", "false"}, {"kernel-id", "aki-*"}, {"ramdisk-id", "ari-*"}, {"owner-id", alice}, {"root-device-name", "/dev/sda1"},
-		{"root-device-type", "ebs"}, {"state", "available"}, {"sriov-net-support", "simple"}, {"tag:k", "v"}, {"tag-key", "ü"}, {"virtualization-type", "hvm"},
+		{"architecture", "arm64"},
+		{"block-device-mapping.delete-on-termination", "false"},
+		{"block-device-mapping.device-name", "/dev/sd?"},
+		{"block-device-mapping.snapshot-id", "snap-*"},
+		{"block-device-mapping.volume-size", "8"},
+		{"block-device-mapping.volume-type", "gp3"},
+		{"block-device-mapping.encrypted", "true"},
+		{"creation-date", "20*"},
+		{"description", "<b>*"},
+		{"ena-support", "true"},
+		{"hypervisor", "xen"},
+		{"image-type", "machine"},
+		{"is-public", "false"},
+		{"kernel-id", "aki-*"},
+		{"ramdisk-id", "ari-*"},
+		{"owner-id", alice},
+		{"root-device-name", "/dev/sda1"},
+		{"root-device-type", "ebs"},
+		{"state", "available"},
+		{"sriov-net-support", "simple"},
+		{"tag:k", "v"},
+		{"tag-key", "ü"},
+		{"virtualization-type", "hvm"},
 	} {
 		out := done(d.alice, c.DescribeImages, &ec2.DescribeImagesInput{Filters: append(filter(f[0], f[1]), filter("name", "all of ??")...)})
 		if len(out.Images) != 1 || aws.ToString(out.Images[0].ImageId) != d.named {
