@@ -15,16 +15,15 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"text/tabwriter"
 
 	"github.com/instar-image/instar/agent/inject"
 	"github.com/instar-image/instar/initrd/launch"
+	"github.com/instar-image/instar/test/bench/internal/shell"
 )
 
 func main() {
@@ -49,16 +48,6 @@ type bencher struct {
 
 // The block cipher's key and vector of the bundle, as a ticket tells them.
 const key, iv = "000102030405060708090a0b0c0d0e0f", "0f0e0d0c0b0a09080706050403020100"
-
-func shell(ctx context.Context, script string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "bash", append([]string{"-euo", "pipefail", "-c", script, "bash"}, args...)...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("%.200s: %w", script, err)
-	}
-	return strings.TrimSpace(string(out)), nil
-}
 
 func bench(ctx context.Context, runs int) (err error) {
 	if os.Geteuid() != 0 {
@@ -110,7 +99,7 @@ type kind struct {
 // bundle.
 func (b *bencher) prepare(ctx context.Context) error {
 	tree := filepath.Join(b.dir, "tree")
-	if _, err := shell(ctx, `
+	if _, err := shell.Run(ctx, `
 tar=$(test/debian kernel)
 mkdir "$1"
 tar -C "$1" -xf "$tar"
@@ -122,7 +111,7 @@ mke2fs -q -t ext4 -L root -d "$1" "$2" 900M`, tree, b.image); err != nil {
 	if _, err := inject.Apply(ctx, inject.Options{Root: tree, Run: filepath.Join(b.dir, "run")}, inject.Instance{ID: "i-direct", Hostname: "direct"}); err != nil {
 		return err
 	}
-	if _, err := shell(ctx, `mke2fs -q -t ext4 -L root -d "$1" "$2" 900M; cp "$1"/boot/initrd.img-* "$3"; rm -rf "$1"`, tree, b.disk, b.debian); err != nil {
+	if _, err := shell.Run(ctx, `mke2fs -q -t ext4 -L root -d "$1" "$2" 900M; cp "$1"/boot/initrd.img-* "$3"; rm -rf "$1"`, tree, b.disk, b.debian); err != nil {
 		return err
 	}
 	kernel, _, modules, err := launch.KernelOf(ctx, b.image, b.dir)
@@ -130,7 +119,7 @@ mke2fs -q -t ext4 -L root -d "$1" "$2" 900M`, tree, b.image); err != nil {
 		return err
 	}
 	b.kernel = kernel
-	_, err = shell(ctx, `
+	_, err = shell.Run(ctx, `
 export CGO_ENABLED=0
 go build -buildvcs=false -trimpath -ldflags='-s -w' -o "$1" ./cmd/instar ./cmd/instar-init
 "$1/instar" initrd build -o "$2" --modules "$3" --init "$1/instar-init" --param fail=poweroff --quiet >&2

@@ -19,12 +19,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -34,6 +32,7 @@ import (
 	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/initrd/lazyroot"
 	"github.com/instar-image/instar/metadata/ticket"
+	"github.com/instar-image/instar/test/bench/internal/shell"
 	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/images"
 )
@@ -90,16 +89,6 @@ type bencher struct {
 	store                 *images.Store
 	signers               string // allowed_signers
 	plain, traced         *version
-}
-
-func shell(ctx context.Context, script string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "bash", append([]string{"-euo", "pipefail", "-c", script, "bash"}, args...)...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("%.200s: %w", script, err)
-	}
-	return strings.TrimSpace(string(out)), nil
 }
 
 func bench(ctx context.Context, dir string, runs int, only *regexp.Regexp) (err error) {
@@ -185,7 +174,7 @@ func (b *bencher) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err := shell(ctx, `
+	if _, err := shell.Run(ctx, `
 test ! -e "$1/prepared" || exit 0
 tar=$(test/debian kernel)
 mkdir -p "$2"

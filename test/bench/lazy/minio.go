@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/instar-image/instar/test/bench/internal/shell"
 	"github.com/instar-image/instar/upload"
 )
 
@@ -34,7 +35,7 @@ type minio struct {
 // startMinIO starts the MinIO that test/tools installs, on a directory, and waits
 // until it answers.
 func startMinIO(ctx context.Context, dir string) (*minio, error) {
-	program, err := shell(ctx, `test/tools go minio >&2; echo "$(test/tools path)/minio"`)
+	program, err := shell.Run(ctx, `test/tools go minio >&2; echo "$(test/tools path)/minio"`)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +79,7 @@ func startMinIO(ctx context.Context, dir string) (*minio, error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	if _, err := shell(ctx, `curl -sS --fail-with-body --noproxy '*' --user "$1" --aws-sigv4 aws:amz:us-east-1:s3 -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' -X PUT "$2"`,
+	if _, err := shell.Run(ctx, `curl -sS --fail-with-body --noproxy '*' --user "$1" --aws-sigv4 aws:amz:us-east-1:s3 -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' -X PUT "$2"`,
 		m.access+":"+m.secret, m.url+"/"+bucket); err != nil {
 		return nil, errors.Join(err, m.stop())
 	}
