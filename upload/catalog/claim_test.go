@@ -93,7 +93,7 @@ func TestDeletedWhileRegistered(t *testing.T) {
 // TestTwoClaims: two delete the same; when the first has ended, nothing is
 // registered there before the second has.
 func TestTwoClaims(t *testing.T) {
-	c, _, location, now := deletable(t, func() {})
+	c, _, location, _ := deletable(t, func() {})
 	register := func(name string) error {
 		_, err := c.Register(t.Context(), Call{Account: alice}, Registration{Image: Image{Name: name, Location: location}})
 		return err
@@ -124,6 +124,7 @@ func TestTwoClaims(t *testing.T) {
 		t.Errorf("deleting what is registered: %v", err)
 	}
 	// One that was killed keeps others away for its time, not for ever.
+	var now *time.Time
 	c, _, location, now = deletable(t, func() {})
 	claim()
 	*now = now.Add(ClaimLife - time.Second)

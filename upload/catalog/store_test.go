@@ -201,10 +201,19 @@ func TestStoreRefused(t *testing.T) {
 // TestStoreCut: a store that is killed, or meets a fault, at each of its requests:
 // there is never an object that is not whole, and the task, gone on with, ends.
 func TestStoreCut(t *testing.T) {
+	s := newStoring(t)
+	mem, buckets := s.mem.snapshot(), s.buckets.snapshot()
+	other := &region{"other-1", newMemory(), newMemory()}
+	if err := other.open(t, s.key, nil).Create(t.Context(), "other-1"); err != nil {
+		t.Fatal(err)
+	}
+	empty := other.mem.snapshot()
 	for _, how := range []string{"killed before", "killed after", "fault", "lost reply"} {
 		cuts := 0
 		for at := 1; ; at++ {
-			s := newStoring(t)
+			s.mem.restore(mem)
+			s.buckets.restore(buckets)
+			s.c = s.open(t, s.key, nil)
 			hit := false
 			c := s.open(t, s.key, cutter(how, at, &hit, nil))
 			request := StoreRequest{ImageID: s.image.ID, Bucket: "bkt"}
@@ -213,11 +222,10 @@ func TestStoreCut(t *testing.T) {
 				if _, ok := s.buckets.snapshot()[s.image.ID+".bin"]; !ok {
 					return
 				}
-				r := &storing{region: &region{"other-1", newMemory(), newMemory()}}
+				other.mem.restore(empty)
+				other.buckets.restore(map[string]memObject{})
+				r := &storing{region: other}
 				r.c = r.open(t, s.key, nil)
-				if err := r.c.Create(t.Context(), "other-1"); err != nil {
-					t.Fatal(err)
-				}
 				r.buckets.set("o.bin", s.buckets.snapshot()[s.image.ID+".bin"].data)
 				if m, err := r.restore(t, RestoreRequest{Bucket: "bkt", Key: "o.bin"}); err != nil || !r.whole(m) {
 					t.Fatalf("%s at %d: the object is not whole: %v", how, at, err)
@@ -288,15 +296,18 @@ func cutter(how string, at int, hit *bool, lie func(op, key string)) func(op, ke
 func TestRestoreCut(t *testing.T) {
 	from := newStoring(t)
 	object := from.put(t)
+	s := &storing{region: &region{"other-1", newMemory(), newMemory()}}
+	if err := s.open(t, from.key, nil).Create(t.Context(), "other-1"); err != nil {
+		t.Fatal(err)
+	}
+	s.buckets.set("o.bin", object)
+	mem, buckets := s.mem.snapshot(), s.buckets.snapshot()
 	for _, how := range []string{"killed before", "killed after", "fault", "lost reply", "corrupted"} {
 		cuts := 0
 		for at := 1; ; at++ {
-			s := &storing{region: &region{"other-1", newMemory(), newMemory()}}
+			s.mem.restore(mem)
+			s.buckets.restore(buckets)
 			s.c = s.open(t, from.key, nil)
-			if err := s.c.Create(t.Context(), "other-1"); err != nil {
-				t.Fatal(err)
-			}
-			s.buckets.set("o.bin", object)
 			hit := false
 			c := s.open(t, from.key, cutter(how, at, &hit, func(op, key string) {
 				if o, ok := s.buckets.m[key]; ok && op == "put" && len(o.data) > 100 {
