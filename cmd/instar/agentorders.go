@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -103,17 +104,19 @@ func (a *app) takeOrders(ctx context.Context, from *settings.TasksFrom, at agent
 	return taker.Run(ctx)
 }
 
-// orderSigners are whose requests are followed.
+// orderSigners are whose requests are followed. A line that lets a key sign for
+// whatever purpose was not written with this one in mind, and does not count.
 func (a *app) orderSigners(from *settings.TasksFrom, st *imageStore) (*keys.AllowedSigners, error) {
-	if from.Signers == "" {
-		return trusted(a.machineKeys(st, "", false))
+	read := func() (*keys.AllowedSigners, error) { return trusted(a.machineKeys(st, "", false)) }
+	if from.Signers != "" {
+		read = func() (*keys.AllowedSigners, error) { return keys.ReadAllowedSigners(from.Signers) }
 	}
-	trust, err := keys.ReadAllowedSigners(from.Signers)
+	trust, err := read()
 	if err != nil {
 		return nil, withHint(&exitError{code: exitFile, err: fmt.Errorf("tasks-from: signers: %w", err)},
 			"It lists the key of the catalog's server: INSTANCE-OR-PATTERN namespaces=%q PUBLIC-KEY.", tasks.Namespace)
 	}
-	return trust, nil
+	return keys.NewAllowedSigners(slices.DeleteFunc(trust.Entries(), func(e keys.AllowedSigner) bool { return e.Namespaces == "" })...), nil
 }
 
 func (a *app) orderStore(ctx context.Context, st *imageStore) (upload.Store, error) {

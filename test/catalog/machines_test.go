@@ -43,9 +43,10 @@ func (w *world) newMachine(t *testing.T, instance, from string) *machine {
 		}
 	}
 	loopfs.Run(t, "sh", "-euc", `cd "$1"; head -c 5000000 /dev/urandom >home/data; echo "$2" >etc/hostname; ln -s data home/link; chmod 4750 etc/hostname; truncate -s 1M home/sparse`, "sh", m.volume, instance)
-	m.write(t, "etc/s3.secret", w.minio.SecretKey+"\n")
+	w.account(t, instance)
+	m.write(t, "etc/s3.secret", machineSecret(instance)+"\n")
 	m.write(t, "etc/config.yaml", fmt.Sprintf("endpoint: %s\nregion: %s\naccess_key_id: %s\nsecret_key_file: %s\nprivate_key: %s\ncertificate: %s\nec2_cert: %s\naccount_id: %q\nsigning_key: %s\nidentity: %s\n",
-		w.minio.Endpoint, w.minio.Region, w.minio.AccessKey, m.path("etc/s3.secret"), w.Keys.UserKey, w.Keys.UserCert, w.Keys.CloudPK, alice, w.path("machine"), w.path("identity")))
+		w.minio.Endpoint, w.minio.Region, instance, m.path("etc/s3.secret"), w.Keys.UserKey, w.Keys.UserCert, w.Keys.CloudPK, alice, w.path("machine"), w.path("identity")))
 	signers, err := os.ReadFile(w.path("machine-signers"))
 	if err != nil {
 		t.Fatal(err)
@@ -54,6 +55,27 @@ func (w *world) newMachine(t *testing.T, instance, from string) *machine {
 	m.client = server.NewClient(m.path("agent.sock"))
 	t.Cleanup(func() { m.end(t) })
 	return m
+}
+
+// machineSecret is the secret of a machine's S3 credentials, whose key is its instance's id.
+func machineSecret(instance string) string { return "the secret of " + instance }
+
+// account makes a machine's S3 credentials, that may what docs/agent.md says.
+func (w *world) account(t *testing.T, instance string) {
+	t.Helper()
+	manual, err := os.ReadFile("../../docs/agent.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(manual), "```json\n{\"Version\"")
+	policy, _, end := strings.Cut(rest, "```")
+	if !ok || !end {
+		t.Fatal("docs/agent.md has no policy")
+	}
+	policy = strings.NewReplacer("i-0123456789abcdef0", instance, "arn:aws:s3:::images", "arn:aws:s3:::"+w.bucket).Replace(`{"Version"` + policy)
+	w.minio.AddPolicy(t, instance, policy)
+	w.minio.AddUser(t, instance, machineSecret(instance))
+	w.minio.Attach(t, instance, instance, false)
 }
 
 func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
