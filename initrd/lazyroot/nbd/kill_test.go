@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -147,6 +148,8 @@ func TestKills(t *testing.T) {
 	}
 	want := bytes.Clone(lazytest.New(t, killedLayout()).Data)
 	stop, fed := make(chan struct{}), make(chan int)
+	var taken atomic.Int64 // of the commands, by qemu, but for those in the pipe
+	var gone atomic.Bool   // qemu
 	go func() {
 		defer in.Close()
 		r := rand.New(rand.NewPCG(1, 8))
@@ -166,18 +169,25 @@ func TestKills(t *testing.T) {
 				line, b = fmt.Sprintf("write -q -z %d %d\nread -q -P 0 %d %d\n", off, length, off, length), 0
 			}
 			if _, err := io.WriteString(in, line); err != nil {
+				gone.Store(true)
 				fed <- n
 				return
 			}
+			taken.Add(1)
 			for i := range length {
 				want[off+i] = byte(b)
 			}
 		}
 	}()
-	for range kills {
+	for n := range kills {
 		time.Sleep(20 * time.Millisecond)
 		kill()
+		before := taken.Load()
 		start()
+		// Qemu, which waits longer after each try, must not come too late for 60 s.
+		for n%10 == 9 && !gone.Load() && taken.Load() == before {
+			time.Sleep(10 * time.Millisecond)
+		}
 	}
 	close(stop)
 	n := <-fed
