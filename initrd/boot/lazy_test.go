@@ -376,8 +376,8 @@ func bigSum() string {
 	return fmt.Sprintf("GUEST sum /big: %x <nil>", sha256.Sum256(data))
 }
 
-// TestBootLazyCuts has a boot end before the root is all there: by a reboot, and
-// by power cuts. Each next boot goes on.
+// TestBootLazyCuts has a boot end before the root is all there: by a reboot of an
+// init that kills all processes, and by power cuts. Each next boot goes on.
 func TestBootLazyCuts(t *testing.T) {
 	t.Parallel()
 	kernel, file := lazyInitrd(t)
@@ -385,14 +385,20 @@ func TestBootLazyCuts(t *testing.T) {
 	params := c.serve(t, "i-1") + "guest.lazy guest.write=kept:100 "
 	target := dirty(t)
 	guest := qemutest.Guest{
-		Kernel: kernel, Initrd: file, Args: append(qemutest.UserNet(), qemutest.Disk(target)...), Append: params + "guest.reboot",
+		Kernel: kernel, Initrd: file, Args: append(qemutest.UserNet(), qemutest.Disk(target)...),
+	}
+	// By inits that kill the server too.
+	cuts, ways := []int64{10, 50, 90}, []string{"openrc", "busybox", "force"}
+	if os.Getenv("INSTAR_EVIDENCE") == "" {
+		cuts, ways = []int64{20, 80}, ways[1:2]
 	}
 	c.pace(300 << 10)
-	out := qemutest.Run(t, guest, nil)
-	inOrder(t, out, `GUEST write: <nil>`, `GUEST reboots`)
-	cuts := []int64{10, 50, 90}
-	if os.Getenv("INSTAR_EVIDENCE") == "" {
-		cuts = []int64{20, 80}
+	var out string
+	for _, way := range ways {
+		guest.Append = params + "guest.reboot=" + way
+		out = qemutest.Run(t, guest, nil)
+		inOrder(t, out, `GUEST write: <nil>`, `GUEST reboots: `+way, `GUEST rebooting after`)
+		t.Logf("%s: %s", way, regexp.MustCompile(`(?s)GUEST reboots.*`).FindString(out))
 	}
 	total := int64(bigFile)
 	for _, percent := range cuts {
@@ -433,8 +439,8 @@ func TestBootLazyCuts(t *testing.T) {
 	guest.Append = params + "guest.sum=/big guest.complete guest.log"
 	out = qemutest.Run(t, guest, nil)
 	inOrder(t, out, `going on where the last boot ended`, regexp.QuoteMeta(bigSum()), `GUEST processes: map\[\]`, `GUEST done`)
-	c.whole(t, target, map[string]int{"var/lib/kept": 100})
-	t.Logf("%d KiB were fetched by %d boots, of an image of %d", c.served>>10, len(cuts)+2, total>>10)
+	c.whole(t, target, map[string]int{"var/lib/kept": 100, "var/lib/late": 10})
+	t.Logf("%d KiB were fetched by %d boots, of an image of %d", c.served>>10, len(cuts)+len(ways)+1, total>>10)
 	if c.served > total*3/2 {
 		t.Errorf("%d KiB were fetched in all, of an image of %d: what a boot had fetched was fetched again", c.served>>10, total>>10)
 	}

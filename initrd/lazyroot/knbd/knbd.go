@@ -37,6 +37,7 @@ const (
 	attrIndex       = 1
 	attrSize        = 2
 	attrBlockSize   = 3
+	attrTimeout     = 4
 	attrServerFlags = 5
 	attrClientFlags = 6
 	attrSockets     = 7
@@ -102,6 +103,21 @@ func Reconnect(kernel *os.File, index int) error {
 func Disconnect(index int) error {
 	if err := ask(cmdDisconnect, index, func(*nl.NetlinkRequest) {}); err != nil {
 		return fmt.Errorf("disconnecting nbd%d: %w", index, err)
+	}
+	return nil
+}
+
+// Hurry changes how long requests wait: new ones for [Reconnect] when the server
+// is gone ([Config.DeadFor]), and those under way for their answer until they
+// take the connection for dead and are sent again; that is 0 for ever, as it is after
+// [Connect], and sets the timer of [SetTimer] too. Whole seconds.
+func Hurry(index int, deadFor, answer time.Duration) error {
+	err := ask(cmdReconfigure, index, func(r *nl.NetlinkRequest) {
+		put(r, attrTimeout, uint64(answer/time.Second))
+		put(r, attrDeadConn, uint64(deadFor/time.Second))
+	})
+	if err != nil {
+		return fmt.Errorf("changing how long nbd%d waits for its server: %w", index, err)
 	}
 	return nil
 }

@@ -208,6 +208,7 @@ const exitNotConnected = 3
 // keep runs servers until one has done its work.
 func keep(ctx context.Context, f Files) error {
 	role, pause := roleServe, firstPause
+	go ending()
 	for {
 		started := time.Now()
 		cmd := command("self/exe", role, f)

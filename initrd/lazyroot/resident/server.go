@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -87,6 +88,7 @@ func (s *Server) Run(ctx context.Context, e Export) error {
 	}
 	s.ready.Close()
 	go func() { filled <- e.Fill(ctx) }()
+	go s.warned(ctx, e.Say)
 	select {
 	case err := <-served:
 		return fmt.Errorf("the kernel ended the connection: %w", orEOF(err))
@@ -107,6 +109,53 @@ func (s *Server) Run(ctx context.Context, e Export) error {
 	<-served
 	s.unload(ctx)
 	return nil
+}
+
+// Who ends all processes of a system asks first, and kills a moment later.
+const (
+	// endingFor is how long after being asked the server takes it that the system ends.
+	endingFor = time.Minute
+	// endingPatience is how long requests then wait for an answer, and again for
+	// a server: nobody starts it again.
+	endingPatience = 5 * time.Second
+)
+
+// warned makes the best of a system's end that does not spare this process: some
+// inits kill all there is before the root is read-only. What the system asks for
+// after that fails soon instead of keeping the machine from going down. The keeper
+// has what was written before made durable: a thread that waits for this very
+// process would keep it from dying, and the kernel from seeing that it is dead.
+func (s *Server) warned(ctx context.Context, say func(string, ...any)) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, unix.SIGTERM)
+	defer signal.Stop(asked)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-asked:
+		}
+		if err := knbd.Hurry(s.Index, endingPatience, endingPatience); err != nil {
+			say("warning: %v", err)
+		}
+		say("the root's server was asked to end, and stays")
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(endingFor):
+		}
+		if err := s.unhurried(); err != nil {
+			say("warning: %v", err)
+		}
+	}
+}
+
+// unhurried has requests wait as they do while the system runs.
+func (s *Server) unhurried() error {
+	if err := knbd.Hurry(s.Index, deadFor, 0); err != nil {
+		return err
+	}
+	return knbd.SetTimer("1/root/sys", s.Index, timer)
 }
 
 func orEOF(err error) error {
@@ -145,6 +194,11 @@ func (s *Server) connect(ctx context.Context, e Export) (net.Conn, error) {
 		err = s.reconnect(ctx, kernel)
 		if errors.Is(err, unix.EINVAL) { // killed before it was connected
 			err = knbd.Connect(kernel, config)
+		} else if err == nil {
+			// The one before may have been asked to end.
+			if err := s.unhurried(); err != nil {
+				e.Say("warning: %v", err)
+			}
 		}
 	} else if err = knbd.Connect(kernel, config); err == nil {
 		err = knbd.SetTimer("/sys", s.Index, timer)
