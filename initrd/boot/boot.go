@@ -44,7 +44,7 @@ func steps() []step {
 		{"root", 30 * time.Minute, (*machine).root},
 		{"kexec", 60 * time.Second, (*machine).kexec},
 		{"inject", 60 * time.Second, (*machine).inject},
-		{"switch", 60 * time.Second, (*machine).switchRoot},
+		{"switch", 4 * time.Minute, (*machine).switchRoot},
 	}
 }
 

@@ -142,7 +142,7 @@ func keepName(iface, run string) error {
 
 // udevPatience is how long the image's udevadm may take, which comes from the
 // store like all else.
-const udevPatience = 45 * time.Second
+const udevPatience = 3 * time.Minute
 
 // askUdev runs udevadm in the root and returns the name it has for an interface,
 // "" if it has none.
