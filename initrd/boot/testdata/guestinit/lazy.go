@@ -164,7 +164,7 @@ func kernelLog() {
 // reboot ends the system as an init does that kills every process but itself.
 func reboot(way string) {
 	say("write", os.WriteFile("/var/lib/late", bytes.Repeat([]byte("late"), 10*1020/4), 0o644)) // and nothing flushes it
-	os.ReadFile("/proc/self/exe") // what an init needs to the last is in memory
+	os.ReadFile("/proc/self/exe")                                                               // what an init needs to the last is in memory
 	say("reboots", way)
 	began := time.Now()
 	switch way {
