@@ -274,7 +274,9 @@ func (e *entry) openWhole() error {
 		c.drop(e)
 		return errAgain
 	}
-	e.checked = true
+	if !checked { // else somebody may have asked for it meanwhile
+		e.checked = true
+	}
 	c.touch(e, time.Now())
 	if e.file != nil {
 		f.Close()
