@@ -87,7 +87,7 @@ func TestDeletedWhileRegistered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	code(t, c.Complete(t.Context(), Call{Account: alice}, m.ID, location), CodeManifest)
+	code(t, c.Complete(t.Context(), Call{Account: alice}, m.ID, location, time.Time{}), CodeManifest)
 }
 
 // TestTwoClaims: two delete the same; when the first has ended, nothing is

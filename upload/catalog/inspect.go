@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/ec2"
@@ -37,7 +38,8 @@ type Facts struct {
 	Ramdisk      string
 	Codes        []ProductCode
 	Devices      []BlockDevice
-	Ancestor     string // image id it was made from
+	Ancestor     string    // image id it was made from
+	Made         time.Time // when its manifest was made, as that says; zero for a bundle
 }
 
 // Inspect fetches what lies at a location and checks it: an EC2 bundle's
@@ -50,19 +52,19 @@ func (c *Catalog) Inspect(ctx context.Context, location string) (*Facts, error) 
 		return nil, &Error{Code: CodeManifest, Message: "The image location is not one", Err: err}
 	}
 	if !strings.Contains(location, "/") {
-		return c.inspectInstar(ctx, strings.TrimPrefix(location, "instar:"))
+		return c.inspectInstar(ctx, strings.TrimPrefix(location, "instar:"), images.ResolveOptions{})
 	}
 	return c.inspectBundle(ctx, strings.TrimPrefix(location, "/"))
 }
 
-func (c *Catalog) inspectInstar(ctx context.Context, ref string) (*Facts, error) {
+func (c *Catalog) inspectInstar(ctx context.Context, ref string, o images.ResolveOptions) (*Facts, error) {
 	if c.opt.Images == nil {
 		return nil, refuse(CodeManifest, "Instar images are not registered here: %q", clip(ref))
 	}
 	if _, err := images.ParseRef(ref); err != nil {
 		return nil, &Error{Code: CodeManifest, Message: "The image location is neither BUCKET/…/NAME.manifest.xml nor an Instar image", Err: err}
 	}
-	img, err := c.opt.Images.Resolve(ctx, ref, images.ResolveOptions{})
+	img, err := c.opt.Images.Resolve(ctx, ref, o)
 	if err != nil {
 		return nil, asManifest(ctx, err)
 	}
@@ -70,7 +72,7 @@ func (c *Catalog) inspectInstar(ctx context.Context, ref string) (*Facts, error)
 	f := &Facts{
 		Kind: KindInstar, Location: m.Name + "@" + img.Name.String(), Digest: img.Name.String(), Signer: keys.Fingerprint(img.Signer),
 		Architecture: m.Architecture, Type: "machine", Description: m.Description, RootDevice: m.RootDevice, Virtual: "hvm", Added: m.Added,
-		Stored: images.Version{Manifest: m}.Stored(),
+		Made: m.Created, Stored: images.Version{Manifest: m}.Stored(),
 	}
 	for _, s := range m.Streams {
 		if s.Name == chunked.StreamDisk {

@@ -4,6 +4,11 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
+	"time"
+
+	"github.com/instar-image/instar/bundle/chunked"
+	"github.com/instar-image/instar/upload/images"
 )
 
 // CreatePending puts the record of an image that is still being made:
@@ -46,8 +51,41 @@ var errSettled = errors.New("the image is no longer pending")
 // fetched and checked as by [Catalog.Register]. The location must be no other
 // image's: what is new lies where nothing was. An image that is no longer
 // pending is left alone.
-func (c *Catalog) Complete(ctx context.Context, call Call, id, location string) error {
-	return c.inspected(ctx, location, nil, func(facts *Facts, since int64) error { return c.complete(ctx, call, id, facts, since) })
+//
+// If notBefore is not zero, somebody without a key may have said what the location
+// is. Then it must be IMAGE@DIGITS with all 64 digits, of a version that the image's
+// head lists and that was made at notBefore or later, less [ClockSlack].
+func (c *Catalog) Complete(ctx context.Context, call Call, id, location string, notBefore time.Time) error {
+	if location == "" {
+		return refuse(CodeManifest, "There is no location to find the image at")
+	}
+	look := c.Inspect
+	if !notBefore.IsZero() {
+		look = func(ctx context.Context, location string) (*Facts, error) {
+			return c.inspectNew(ctx, location, notBefore)
+		}
+	}
+	return c.inspected(ctx, location, nil, look, func(facts *Facts, since int64) error { return c.complete(ctx, call, id, facts, since) })
+}
+
+// ClockSlack is by how much the clock of whoever made something may differ from the
+// catalog's.
+const ClockSlack = 15 * time.Minute
+
+// inspectNew is Inspect of a version that is to be new and to be kept.
+func (c *Catalog) inspectNew(ctx context.Context, location string, notBefore time.Time) (*Facts, error) {
+	_, version, _ := strings.Cut(location, "@")
+	if _, err := chunked.ParseName(version); err != nil {
+		return nil, refuse(CodeManifest, "%q is no version's whole name", clip(location))
+	}
+	f, err := c.inspectInstar(ctx, location, images.ResolveOptions{Listed: true})
+	if err != nil {
+		return nil, err
+	}
+	if f.Made.Before(notBefore.Add(-ClockSlack)) {
+		return nil, refuse(CodeManifest, "The version %q is of %s, older than what was asked for at %s", clip(location), f.Made.Format(time.RFC3339), notBefore.UTC().Format(time.RFC3339))
+	}
+	return f, nil
 }
 
 func (c *Catalog) complete(ctx context.Context, call Call, id string, facts *Facts, since int64) error {

@@ -90,7 +90,7 @@ func (c *Catalog) Register(ctx context.Context, call Call, r Registration) (*Ima
 		return m, err
 	}
 	var made *Image
-	err := c.inspected(ctx, want.Location, r.Check, func(facts *Facts, since int64) (err error) {
+	err := c.inspected(ctx, want.Location, r.Check, c.Inspect, func(facts *Facts, since int64) (err error) {
 		made, err = c.register(ctx, call, r, want.Clone(), facts, since, digest)
 		return err
 	})
@@ -100,9 +100,9 @@ func (c *Catalog) Register(ctx context.Context, call Call, r Registration) (*Ima
 	return made, nil
 }
 
-// inspected fetches and checks what lies at a location, if there is one, and has it
+// inspected has what lies at a location, if there is one, fetched and checked, and
 // registered by f: again, if what lies there was deleted meanwhile.
-func (c *Catalog) inspected(ctx context.Context, location string, check func(context.Context, string) error, f func(facts *Facts, since int64) error) error {
+func (c *Catalog) inspected(ctx context.Context, location string, check func(context.Context, string) error, look func(context.Context, string) (*Facts, error), f func(facts *Facts, since int64) error) error {
 	if location == "" {
 		return f(nil, 0)
 	}
@@ -116,7 +116,7 @@ func (c *Catalog) inspected(ctx context.Context, location string, check func(con
 				return err
 			}
 		}
-		facts, err := c.Inspect(ctx, location)
+		facts, err := look(ctx, location)
 		if err != nil {
 			return err
 		}

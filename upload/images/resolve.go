@@ -22,6 +22,9 @@ type ResolveOptions struct {
 	// AtLeast is the least sequence the head may have; below it:
 	// chunked.ErrRollback.
 	AtLeast int64
+	// Listed demands that the head lists the version even if it is named in full:
+	// one that was deleted and put back is [ErrNoImage].
+	Listed bool
 	// Architecture, if it is not "", is the only one wanted; else [ErrUnfit].
 	Architecture string
 }
@@ -85,7 +88,7 @@ func (s *Store) Resolve(ctx context.Context, ref string, o ResolveOptions) (*Ima
 func (s *Store) resolve(ctx context.Context, r Ref, o ResolveOptions) (*Image, error) {
 	name, pinned := r.pinned()
 	img := &Image{Freshness: Pinned}
-	if !pinned || r.Parents > 0 || o.MaxAge > 0 || o.AtLeast > 0 {
+	if !pinned || r.Parents > 0 || o.MaxAge > 0 || o.AtLeast > 0 || o.Listed {
 		h, err := s.head(ctx, r.Image)
 		if err != nil {
 			return nil, err
@@ -101,7 +104,7 @@ func (s *Store) resolve(ctx context.Context, r Ref, o ResolveOptions) (*Image, e
 		if !pinned || fresh == Limited {
 			img.Freshness = fresh
 		}
-		if !pinned {
+		if !pinned || o.Listed {
 			if name, err = pick(h.doc, r); err != nil {
 				return nil, err
 			}

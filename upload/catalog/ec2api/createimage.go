@@ -182,12 +182,13 @@ func (s *Server) settleOne(ctx context.Context, m *catalog.Image, all []tasks.Ta
 	switch t := &all[i]; {
 	case t.State == tasks.Complete:
 		// The status is anybody's word who may write the bucket: what it names
-		// must be this instance's image, with a good signature.
+		// must be this instance's image, with a good signature, and made since it was
+		// asked for. When that was, the catalog itself says.
 		name, version, ok := strings.Cut(t.Manifest, "@")
 		if name != t.Name || !ok || version == "" {
 			return fail("Server.InternalError", "the agent made %q and was asked for %q", t.Manifest, t.Name)
 		}
-		err := s.o.Catalog.Complete(ctx, by, m.ID, t.Manifest)
+		err := s.o.Catalog.Complete(ctx, by, m.ID, t.Manifest, m.Created)
 		// A refusal stays one, however often it is asked for.
 		if refused := (*catalog.Error)(nil); errors.As(err, &refused) {
 			return fail("Client."+refused.Code, "%v", refused)
