@@ -14,6 +14,7 @@ import (
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/upload"
+	"github.com/instar-image/instar/upload/catalog/stored"
 	"github.com/instar-image/instar/upload/images"
 )
 
@@ -215,18 +216,39 @@ func partKey(folder, name string) string {
 	return folder + "/" + name
 }
 
-// asManifest tells what is wrong with an image from what is wrong with the
-// store.
+// asManifest tells what is wrong with an image from what is wrong with the store,
+// or this machine: a refusal is for good, and what may pass is none.
 func asManifest(ctx context.Context, err error) error {
 	if ctx.Err() != nil || isRefusal(err) {
 		return err
 	}
-	for _, e := range []error{upload.ErrUnreachable, upload.ErrClockSkew, upload.ErrNoSpace} {
+	for _, e := range []error{
+		upload.ErrNotExist, upload.ErrTooLarge, upload.ErrKey, upload.ErrCorrupt, upload.ErrNoBucket,
+		images.ErrNoImage, images.ErrUnfit, images.ErrDamaged, stored.ErrDamaged, stored.ErrFormat,
+		chunked.ErrCorrupt, chunked.ErrFormat, chunked.ErrVersion, chunked.ErrMissing, chunked.ErrForeign, chunked.ErrLimit,
+		chunked.ErrOther, chunked.ErrDeleted,
+		keys.ErrSignature, keys.ErrNamespace, keys.ErrKeyType, keys.ErrUntrusted, keys.ErrExpired, keys.ErrWrapped,
+	} {
 		if errors.Is(err, e) {
-			return fmt.Errorf("look at the image: %w", err)
+			return &Error{Code: CodeManifest, Message: "The image cannot be used", Err: err}
 		}
 	}
-	return &Error{Code: CodeManifest, Message: "The image cannot be used", Err: err}
+	return fmt.Errorf("look at the image: %w", err)
+}
+
+// inspectAsked is Inspect for whoever waits for the answer and may ask again: what he
+// named and may not be read now is refused as well.
+func (c *Catalog) inspectAsked(ctx context.Context, location string) (*Facts, error) {
+	f, err := c.Inspect(ctx, location)
+	if err == nil || ctx.Err() != nil || isRefusal(err) {
+		return f, err
+	}
+	for _, e := range []error{upload.ErrAccess, upload.ErrBucketElsewhere, chunked.ErrRollback, chunked.ErrForked, chunked.ErrStale} {
+		if errors.Is(err, e) {
+			return nil, &Error{Code: CodeManifest, Message: "The image cannot be used", Err: err}
+		}
+	}
+	return nil, err
 }
 
 func isNoCatalog(err error) bool { return errors.Is(err, ErrNoCatalog) }

@@ -1,35 +1,48 @@
 package catalog
 
 import (
+	"context"
+	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/images"
 )
 
 // captured is a catalog beside Instar images whose manifests are all there is of them.
 type captured struct {
-	t      *testing.T
-	mem    *objectsInMemory
-	signer keys.Signer
-	c      *Catalog
-	fault  func(op, key string, done bool) error // of the images' store
-	now    time.Time
+	t       *testing.T
+	mem     *objectsInMemory
+	signer  keys.Signer
+	c       *Catalog
+	trouble func(key string) error // of the images' store, when an object is read; nil for none
+	now     time.Time
+}
+
+// troubled is the images' store.
+type troubled struct {
+	*memStore
+	w *captured
+}
+
+func (s troubled) Get(ctx context.Context, key string, o upload.GetOptions) (io.ReadCloser, upload.Object, error) {
+	if s.w.trouble != nil {
+		if err := s.w.trouble(key); err != nil {
+			return nil, upload.Object{}, err
+		}
+	}
+	return s.memStore.Get(ctx, key, o)
 }
 
 func newCaptured(t *testing.T) *captured {
 	t.Helper()
 	w := &captured{t: t, mem: newMemory(), signer: testSigner(t), now: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)}
-	store := w.mem.client(func(op, key string, done bool) error {
-		if w.fault == nil {
-			return nil
-		}
-		return w.fault(op, key, done)
-	})
-	all, err := images.Open(store, images.Options{Trust: keys.NewAllowedSigners(keys.AllowedSigner{Principals: "*", Key: w.signer.Public()})})
+	all, err := images.Open(troubled{w.mem.client(nil), w}, images.Options{Trust: keys.NewAllowedSigners(keys.AllowedSigner{Principals: "*", Key: w.signer.Public()})})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,5 +129,45 @@ func TestCompleteIsNew(t *testing.T) {
 		if got, err := v.Image(t.Context(), m.ID); err != nil || got.State != Available || got.Digest != n.String() {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
+	}
+}
+
+// TestPassingTroubles: what the store, or the way to it, has for a while makes no
+// image fail for good; what is wrong with the image does.
+func TestPassingTroubles(t *testing.T) {
+	w := newCaptured(t)
+	n := w.version(1, w.now)
+	w.head(1, n)
+	m := w.pending("patched")
+	head, manifest, location := chunked.HeadKey("i-1"), chunked.ManifestKey("i-1", n), "i-1@"+n.String()
+	complete := func(key string, kind error) error {
+		w.trouble = func(k string) error {
+			if k != key {
+				return nil
+			}
+			return &upload.Error{Op: "get", Store: "s3://mem", Key: k, Kind: kind, Message: "a trouble of the store"}
+		}
+		return w.c.Complete(t.Context(), asAlice, m.ID, location, m.Created)
+	}
+	for name, kind := range map[string]error{
+		"slow down": nil, "no credentials": upload.ErrCredentials, "no right": upload.ErrAccess, "not reached": upload.ErrUnreachable,
+		"replaced while read": upload.ErrChanged, "another clock": upload.ErrClockSkew,
+	} {
+		for _, key := range []string{head, manifest} {
+			if err := complete(key, kind); !errors.As(err, new(*upload.Error)) || isRefusal(err) {
+				t.Errorf("%s, %s: %v", name, key, err)
+			}
+		}
+		// Who asks for it himself hears of what he may not have.
+		_, err := w.c.Register(t.Context(), asAlice, Registration{Image: Image{Name: "of it", Location: location}})
+		if err == nil || isRefusal(err) != (name == "no right") {
+			t.Errorf("%s, registered: %v", name, err)
+		}
+	}
+	for _, kind := range []error{upload.ErrNotExist, upload.ErrTooLarge, upload.ErrCorrupt} {
+		code(t, complete(manifest, kind), CodeManifest)
+	}
+	if err := complete("", nil); err != nil {
+		t.Error(err)
 	}
 }

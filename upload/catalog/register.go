@@ -90,7 +90,7 @@ func (c *Catalog) Register(ctx context.Context, call Call, r Registration) (*Ima
 		return m, err
 	}
 	var made *Image
-	err := c.inspected(ctx, want.Location, r.Check, c.Inspect, func(facts *Facts, since int64) (err error) {
+	err := c.inspected(ctx, want.Location, r.Check, c.inspectAsked, func(facts *Facts, since int64) (err error) {
 		made, err = c.register(ctx, call, r, want.Clone(), facts, since, digest)
 		return err
 	})
