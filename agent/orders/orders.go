@@ -126,6 +126,7 @@ func Open(o Options) (*Taker, error) {
 // Times of a Taker's own.
 const (
 	look  = 2 * time.Second // between looks at a task under way, unless the interval is shorter
+	again = time.Minute     // at most, until what failed of a task under way is tried again
 	limit = 2 * time.Minute // for all that one step asks of the store and the agent
 	after = 24 * time.Hour  // that a request is remembered after it has expired
 )
@@ -139,16 +140,26 @@ func (t *Taker) Run(ctx context.Context) error {
 			return nil
 		}
 		t.complain(err)
-		wait := t.o.Interval*4/5 + mathrand.N(t.o.Interval*2/5)
-		if busy && err == nil {
-			wait = min(look, t.o.Interval)
-		}
+		wait := t.wait(busy, err)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
 		}
 	}
+}
+
+// wait is how long until the next step. While something is under way an error makes
+// it no longer than a minute: the server would take the agent for silent.
+func (t *Taker) wait(busy bool, err error) time.Duration {
+	if busy && err == nil {
+		return min(look, t.o.Interval)
+	}
+	wait := t.o.Interval*4/5 + mathrand.N(t.o.Interval*2/5)
+	if busy || len(t.underWay()) > 0 {
+		wait = min(wait, again)
+	}
+	return wait
 }
 
 // complain reports what goes wrong, once until it is something else.

@@ -682,6 +682,33 @@ func FuzzBundle(f *testing.F) {
 	})
 }
 
+// TestWait: while something is under way, what fails is tried again long before the
+// server takes the agent for silent, however long the interval is.
+func TestWait(t *testing.T) {
+	w := newWorld(t)
+	k := w.taker(w.queue(w.store), w.agent)
+	k.o.Interval = MaxInterval
+	fault := errors.New("the store is away")
+	between := func(name string, busy bool, err error, least, most time.Duration) {
+		t.Helper()
+		for range 100 {
+			if got := k.wait(busy, err); got < least || got > most {
+				t.Fatalf("%s: %s, want %s to %s", name, got, least, most)
+			}
+		}
+	}
+	between("idle", false, nil, 48*time.Minute, 72*time.Minute)
+	between("idle, after an error", false, fault, 48*time.Minute, 72*time.Minute)
+	w.submit(bundle)
+	w.steps(k, 1)
+	between("under way", true, nil, look, look)
+	between("under way, after an error", true, fault, look, time.Minute)
+	between("under way, after an error before that is known", false, fault, look, time.Minute)
+	k.o.Interval = MinInterval
+	between("a short interval", true, fault, 800*time.Millisecond, 1200*time.Millisecond)
+	between("a short interval, under way", true, nil, MinInterval, MinInterval)
+}
+
 // TestRun: it looks by itself, and ends with its context.
 func TestRun(t *testing.T) {
 	w := newWorld(t)
