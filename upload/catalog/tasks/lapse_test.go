@@ -149,7 +149,21 @@ func TestWatchIsCheap(t *testing.T) {
 	if _, err := upload.PutBytes(ctx, w.store, key+"/request", []byte("{}"), upload.PutOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	look(0, 1)
+	// Whoever may write the bucket puts a request without a status, forged or not.
+	alone := tasks.Prefix + "i-1/bun-0123456789abcdef0/request"
+	if _, err := upload.PutBytes(ctx, w.store, alone, []byte("{}"), upload.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	hidden := w.submit(t, bundle)
+	at := tasks.Prefix + "i-1/" + hidden.ID + "/status"
+	kept, _, err := upload.GetBytes(ctx, w.store, at, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.store.Delete(ctx, at); err != nil {
+		t.Fatal(err)
+	}
+	look(0, 2)
 	store.gets, store.lists = 0, 0
 	for range 5 {
 		look(0, 0)
@@ -157,6 +171,18 @@ func TestWatchIsCheap(t *testing.T) {
 	if store.gets != 0 || store.lists != 5 {
 		t.Errorf("five looks are %d reads and %d lists", store.gets, store.lists)
 	}
+	// A status that comes is seen, and a request that is replaced.
+	if _, err := upload.PutBytes(ctx, w.store, at, kept, upload.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	look(1, 0)
+	if err := w.store.Delete(ctx, at); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := upload.PutBytes(ctx, w.store, alone, []byte("{ }"), upload.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	look(0, 1)
 	w.submit(t, bundle)
 	look(1, 0)
 	if _, err := upload.PutBytes(ctx, w.store, key+"/request", []byte("{ }"), upload.PutOptions{}); err != nil {

@@ -26,8 +26,15 @@ type Watch struct {
 // etags are those of a task's two objects, as a list has them.
 type etags struct{ request, status string }
 
-// whole says that a change of either object would be noticed.
-func (e etags) whole() bool { return e.request != "" && e.status != "" }
+// settles says that there is nothing more to be read of a task, of which err was
+// said, until its objects change. A request that is not to be followed, or that no
+// status goes with, needs no second object: one that comes changes the pair.
+func (e etags) settles(err error) bool {
+	if errors.Is(err, ErrRequest) || errors.Is(err, ErrNotFound) {
+		return e.request != ""
+	}
+	return e.request != "" && e.status != ""
+}
 
 // Watch makes a Watch. It asks the store nothing.
 func (q *Queue) Watch(instance string) *Watch {
@@ -67,7 +74,7 @@ func (w *Watch) Look(ctx context.Context) (tasks []Task, refused []error, err er
 		case waits:
 			tasks = append(tasks, t)
 		}
-		if delete(w.known, id); !waits && now.whole() {
+		if delete(w.known, id); !waits && now.settles(err) {
 			w.known[id] = now
 		}
 	}
