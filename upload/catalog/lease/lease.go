@@ -2,7 +2,7 @@
 //
 // What goes in: a store and the name of the work. What comes out: the lease, or
 // [ErrTaken]. It touches the object catalog/leases/NAME, changed by conditional
-// put, and nothing else. That is all a lease does: work is such that doing it
+// put and never deleted, and nothing else. That is all a lease does: work is such that doing it
 // twice does no harm, so a lease may end too early, and who forges one delays it.
 package lease
 
@@ -40,9 +40,12 @@ type Lease struct {
 	holder string
 	now    func() time.Time
 
+	writing sync.Mutex // held while the object is put, before mu
+
 	mu      sync.Mutex // covers what follows
 	etag    string
 	percent int
+	lost    bool // another has it
 }
 
 // Take takes a lease that nobody holds: else [ErrTaken]. holder is anything that
@@ -62,17 +65,17 @@ func Take(ctx context.Context, store upload.Store, name, holder string, now func
 	case !errors.Is(err, upload.ErrNotExist):
 		return nil, fmt.Errorf("lease %s: %w", name, err)
 	}
-	if err := l.put(ctx, put); err != nil {
+	if err := l.put(ctx, put, now().UTC().Add(duration)); err != nil {
 		return nil, err
 	}
 	return l, nil
 }
 
-func (l *Lease) put(ctx context.Context, o upload.PutOptions) error {
+func (l *Lease) put(ctx context.Context, o upload.PutOptions, until time.Time) error {
 	l.mu.Lock()
 	percent := l.percent
 	l.mu.Unlock()
-	data, err := json.Marshal(object{l.holder, l.now().UTC().Add(duration), percent})
+	data, err := json.Marshal(object{l.holder, until, percent})
 	if err != nil {
 		return err
 	}
@@ -112,12 +115,12 @@ func (l *Lease) Keep(ctx context.Context, lost context.CancelFunc) {
 		case <-tick.C:
 		}
 		l.mu.Lock()
-		percent, etag := l.percent, l.etag
+		percent := l.percent
 		l.mu.Unlock()
 		if percent == written && time.Duration(n-renewed)*glance < duration/4 {
 			continue
 		}
-		err := l.put(ctx, upload.PutOptions{IfMatch: etag})
+		err := l.renew(ctx)
 		if errors.Is(err, ErrTaken) {
 			lost()
 			return
@@ -128,8 +131,59 @@ func (l *Lease) Keep(ctx context.Context, lost context.CancelFunc) {
 	}
 }
 
-// Release gives the lease back.
-func (l *Lease) Release(ctx context.Context) error { return l.store.Delete(ctx, l.key) }
+// renew puts the lease's end off, and remembers if it is another's.
+func (l *Lease) renew(ctx context.Context) error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err // it may have been released
+	}
+	l.mu.Lock()
+	etag := l.etag
+	l.mu.Unlock()
+	err := l.put(ctx, upload.PutOptions{IfMatch: etag}, l.now().UTC().Add(duration))
+	if errors.Is(err, ErrTaken) {
+		l.mu.Lock()
+		l.lost = true
+		l.mu.Unlock()
+	}
+	return err
+}
+
+// Release gives the lease back, if it is not another's by now: nobody holds it
+// then. The context of Keep has ended before.
+func (l *Lease) Release(ctx context.Context) error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.mu.Lock()
+	etag, lost := l.etag, l.lost
+	l.percent = 0
+	l.mu.Unlock()
+	if lost {
+		return nil
+	}
+	err := l.put(ctx, upload.PutOptions{IfMatch: etag}, time.Time{})
+	if !errors.Is(err, ErrTaken) {
+		return err
+	}
+	// It is another's, or the answer to the last renewal was lost.
+	data, o, err := upload.GetBytes(ctx, l.store, l.key, maxLease)
+	if errors.Is(err, upload.ErrNotExist) || errors.Is(err, upload.ErrTooLarge) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", l.key, err)
+	}
+	var held object
+	if json.Unmarshal(data, &held) != nil || held.Holder != l.holder {
+		return nil
+	}
+	err = l.put(ctx, upload.PutOptions{IfMatch: o.ETag}, time.Time{})
+	if errors.Is(err, ErrTaken) {
+		return nil
+	}
+	return err
+}
 
 // Percent is how far work is whose lease is held: 0 to 100 by its holder's word,
 // 0 if nobody is at it.
