@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/upload"
@@ -203,11 +204,19 @@ func (c *Catalog) copyInstar(ctx context.Context, call Call, m *Image, from *Cat
 	if err != nil {
 		return asManifest(ctx, err)
 	}
-	// The copy is found by its digest. Whoever may copy is not thereby who says what
-	// the image's name stands for here.
-	_, err = c.opt.Images.Adopt(ctx, img, images.AdoptOptions{Signer: c.opt.Signer, Behind: true, Progress: progress})
-	if errors.Is(err, images.ErrDamaged) {
-		return &Error{Code: CodeManifest, Message: "The source is damaged", Err: err}
+	return c.adopt(ctx, img, "The source", progress)
+}
+
+// adopt makes another store's version of an image one of this store's, found by its
+// digest. Whoever may copy or restore is not thereby who says what the image's
+// name stands for here, nor that it stands for anything again.
+func (c *Catalog) adopt(ctx context.Context, img *images.Image, what string, progress func(done, total int64)) error {
+	_, err := c.opt.Images.Adopt(ctx, img, images.AdoptOptions{Signer: c.opt.Signer, Behind: true, Progress: progress})
+	switch {
+	case errors.Is(err, images.ErrDamaged):
+		return &Error{Code: CodeManifest, Message: what + " is damaged", Err: err}
+	case errors.Is(err, chunked.ErrDeleted):
+		return &Error{Code: CodeState, Message: "The image's name was deleted from this store: it has to be captured here again first", Err: err}
 	}
 	return err
 }

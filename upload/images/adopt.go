@@ -27,7 +27,7 @@ type AdoptOptions struct {
 
 	// Behind has the version listed behind all that the image has here, so that
 	// what its name stands for stays as it is. An image that is not here yet
-	// begins with it.
+	// begins with it; one that was deleted here stays so: [chunked.ErrDeleted].
 	Behind bool
 
 	// Progress, if set, is told how many bytes of how many are here and
@@ -79,6 +79,11 @@ func (s *Store) adopt(ctx context.Context, img *Image, o AdoptOptions) (_ *Adopt
 	}
 	defer func() { err = errors.Join(err, run.Close(ctx)) }()
 	a := &adoption{Run: run, from: img.s, img: img, o: o, out: Adopted{Name: img.Name}}
+	if old, err := s.head(ctx, m.Name); err != nil {
+		return nil, err
+	} else if err := a.withdrawn(old); err != nil {
+		return nil, err // before anything is copied
+	}
 	keysObject, err := a.keysObject(ctx)
 	if err != nil {
 		return nil, err
@@ -276,6 +281,9 @@ func (a *adoption) publish(ctx context.Context, object, keysObject []byte) (bool
 		a.out.Sequence = old.doc.Sequence
 		return true, a.addRecipients(ctx)
 	}
+	if err := a.withdrawn(old); err != nil {
+		return false, err
+	}
 	h := &chunked.Head{Name: m.Name, Sequence: m.Sequence, Manifest: name, Created: s.stamp()}
 	etag := ""
 	if old != nil {
@@ -325,6 +333,15 @@ func (a *adoption) publish(ctx context.Context, object, keysObject []byte) (bool
 		return true, a.addRecipients(ctx)
 	}
 	return true, nil
+}
+
+// withdrawn refuses to go behind versions of which none is left: the version
+// would be what the image's name stands for.
+func (a *adoption) withdrawn(old *storedHead) error {
+	if a.o.Behind && old != nil && len(versions(old.doc)) == 0 {
+		return fmt.Errorf("image %q: %w", a.img.Manifest.Name, chunked.ErrDeleted)
+	}
+	return nil
 }
 
 // confirmKeys reads the key's object back. One that was left may have other

@@ -1,8 +1,11 @@
 package images_test
 
 import (
+	"errors"
+	"strings"
 	"testing"
 
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/upload/images"
 )
 
@@ -47,4 +50,46 @@ func TestAdoptBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustRead(t, fresh, "web", words("a b e"))
+}
+
+// TestAdoptBehindDeleted: what was deleted here does not come to stand for its name
+// again behind nothing; nor is anything copied for it.
+func TestAdoptBehindDeleted(t *testing.T) {
+	p, ctx := newPeople(t), t.Context()
+	from := p.open(t, &actor{mem: newMem()}, "")
+	if _, err := p.capture(ctx, from, "web", words("a b c")); err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := from.Resolve(ctx, "web", images.ResolveOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem := newMem()
+	to := p.open(t, &actor{mem: mem}, "")
+	if _, err := to.Adopt(ctx, theirs, images.AdoptOptions{Signer: p.signer, Behind: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := to.Delete(ctx, "web", p.signer); err != nil {
+		t.Fatal(err)
+	}
+	before := mem.snapshot()
+	if _, err := to.Adopt(ctx, theirs, images.AdoptOptions{Signer: p.signer, Behind: true}); !errors.Is(err, chunked.ErrDeleted) {
+		t.Errorf("behind nothing: %v", err)
+	}
+	for key := range mem.snapshot() {
+		if _, ok := before[key]; !ok && !strings.HasPrefix(key, chunked.RunsFolder) {
+			t.Errorf("%s was put", key)
+		}
+	}
+	if _, err := to.Resolve(ctx, "web", images.ResolveOptions{}); !errors.Is(err, chunked.ErrDeleted) {
+		t.Errorf("it is there: %v", err)
+	}
+	// Who captures it again says what its name stands for.
+	if _, err := p.capture(ctx, to, "web", words("x y")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := to.Adopt(ctx, theirs, images.AdoptOptions{Signer: p.signer, Behind: true}); err != nil {
+		t.Fatal(err)
+	}
+	mustRead(t, to, "web", words("x y"))
 }
