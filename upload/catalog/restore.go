@@ -24,6 +24,11 @@ type RestoreRequest struct {
 	Tags   Tags   // beside those that were stored, and before them
 	Token  string // makes the request idempotent
 	Folder string // where a bundle goes, BUCKET/PREFIX; "" is bundles/ID in the bucket of this catalog
+
+	// Check, if it is not nil, is asked of the location, NAME@VERSION, that an Instar
+	// image is registered at again: it keeps the one that it had, where a bundle
+	// gets a new one.
+	Check func(ctx context.Context, location string) error `json:"-"`
 }
 
 // restorable is an object that an image is restored from, its head verified.
@@ -88,6 +93,11 @@ func (c *Catalog) Restore(ctx context.Context, call Call, r RestoreRequest) (*Im
 	var from *storedDoc
 	if err := c.stored(ctx, r.Bucket, r.Key, func(s *restorable) error { from = s.storedDoc; return nil }); err != nil {
 		return nil, err
+	}
+	if from.Image.Kind == KindInstar && r.Check != nil {
+		if err := r.Check(ctx, from.Image.Location); err != nil {
+			return nil, err
+		}
 	}
 	if r.Name == "" {
 		r.Name = from.Image.Name
@@ -209,7 +219,8 @@ func (c *Catalog) restore(ctx context.Context, call Call, m *Image, progress fun
 	}
 	bucket, key, _ := strings.Cut(m.SourceObject, "/")
 	err := c.stored(ctx, bucket, key, func(from *restorable) error {
-		if from.Image.Digest != m.Digest || from.Image.Kind != m.Kind || from.Image.ID != m.SourceImage {
+		if from.Image.Digest != m.Digest || from.Image.Kind != m.Kind || from.Image.ID != m.SourceImage ||
+			m.Kind == KindInstar && from.Image.Location != m.Location {
 			return refuse(CodeManifest, "The object '%s' is not what it was when the restoration began", m.SourceObject)
 		}
 		if m.Kind == KindBundle {
@@ -243,11 +254,7 @@ func (c *Catalog) restoreInstar(ctx context.Context, m *Image, from *restorable,
 	if err != nil {
 		return asManifest(ctx, err)
 	}
-	_, err = c.opt.Images.Adopt(ctx, img, images.AdoptOptions{Signer: c.opt.Signer, Behind: true, Progress: progress})
-	if errors.Is(err, images.ErrDamaged) {
-		return &Error{Code: CodeManifest, Message: "The object is damaged", Err: err}
-	}
-	return err
+	return c.adopt(ctx, img, "The object", progress)
 }
 
 func (c *Catalog) restoreBundle(ctx context.Context, m *Image, from *restorable, progress func(done, total int64)) error {

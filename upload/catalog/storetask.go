@@ -225,7 +225,7 @@ func (c *Catalog) writable(ctx context.Context, bucket, key string, r StoreReque
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := replaceable(ctx, s, key, r.ImageID); err != nil {
+	if err := c.replaceable(ctx, s, key, r.ImageID); err != nil {
 		return asBucket(ctx, bucket, err)
 	}
 	_, err = upload.CheckWritable(ctx, s, upload.PutOptions{Tags: r.Tags})
@@ -270,8 +270,8 @@ func asBucket(ctx context.Context, bucket string, err error) error {
 }
 
 // replaceable refuses to put an object in the place of one that is something
-// else than the same image.
-func replaceable(ctx context.Context, s upload.Store, key, id string) error {
+// else than the same image, or says so unsigned.
+func (c *Catalog) replaceable(ctx context.Context, s upload.Store, key, id string) error {
 	if _, err := s.Stat(ctx, key); errors.Is(err, upload.ErrNotExist) {
 		return nil
 	} else if err != nil {
@@ -285,7 +285,7 @@ func replaceable(ctx context.Context, s upload.Store, key, id string) error {
 	if err != nil {
 		return err
 	}
-	if h, err := parseStored(o.Head); err != nil || h.Image.ID != id {
+	if h, err := openStored(o.Head, c.opt.Trust); err != nil || h.Image.ID != id {
 		return taken
 	}
 	return nil

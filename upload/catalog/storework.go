@@ -128,7 +128,7 @@ func (c *Catalog) store(ctx context.Context, t *StoreTask, progress func(done, t
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
-	if err := replaceable(ctx, dst, t.Key, t.Image); err != nil {
+	if err := c.replaceable(ctx, dst, t.Key, t.Image); err != nil {
 		return 0, asBucket(ctx, t.Bucket, err)
 	}
 	err = c.pieces(ctx, m, func(src upload.Store, members []stored.Member, key func(stored.Member) string) error {

@@ -169,7 +169,17 @@ func (s *Server) createRestoreImageTask(ctx context.Context, c *call, in *create
 	if folder != "" {
 		key = folder + "/" + key
 	}
-	m, err := s.o.Catalog.Restore(ctx, c.as(in.DryRun), catalog.RestoreRequest{Bucket: bucket, Key: key, Name: in.Name, Tags: tags})
+	m, err := s.o.Catalog.Restore(ctx, c.as(in.DryRun), catalog.RestoreRequest{
+		Bucket: bucket, Key: key, Name: in.Name, Tags: tags,
+		// It becomes the account's own at a location that others may have.
+		Check: func(_ context.Context, location string) error {
+			err := c.account.mayRegister(location)
+			if in.DryRun {
+				err = catalog.DryRun(err)
+			}
+			return err
+		},
+	})
 	if err != nil {
 		return nil, err
 	}

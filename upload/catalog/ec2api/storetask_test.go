@@ -3,14 +3,19 @@ package ec2api_test
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/catalog"
 	"github.com/instar-image/instar/upload/catalog/ec2api"
+	"github.com/instar-image/instar/upload/catalog/stored"
 )
 
 // newBucketWorld is a world with buckets, which are directories, and a bundle in
@@ -203,5 +208,79 @@ func TestUploadPolicies(t *testing.T) {
 		if r.Code != want {
 			t.Errorf("%s: %s, want %s: %s", conditions, r.Code, want, r.first("Message"))
 		}
+	}
+}
+
+// TestRestoreOfAnothersImage: an Instar image is registered again where it was; an
+// account that may not register what lies there does not get at it by an object
+// of it in a bucket of its own.
+func TestRestoreOfAnothersImage(t *testing.T) {
+	w, location, buckets := newBucketWorld(t)
+	id := w.want("", alice, "RegisterImage", "Name", "web", "ImageLocation", location).first("imageId")
+	key := w.want("", alice, "CreateStoreImageTask", "ImageId", id, "Bucket", "alice-out").first("objectKey")
+	w.work(t, func() bool {
+		return w.want("", alice, "DescribeStoreImageTasks", "ImageId.1", id).first("storeTaskState") == "Completed"
+	})
+	// The same as if the image were an Instar image, in bob's bucket.
+	s, err := upload.OpenDir(filepath.Join(buckets, "alice-out"), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	o, err := stored.Open(t.Context(), s, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, _, err := chunked.Split(o.Head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var is struct{ Image struct{ Digest string } }
+	if err := json.Unmarshal(doc, &is); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(doc), `"kind":"bundle"`, `"kind":"instar"`, 1)
+	text = strings.Replace(text, `"location":"`+location+`"`, `"location":"web@`+is.Image.Digest+`"`, 1)
+	head, err := chunked.Sign(t.Context(), []byte(text), catalog.Namespace, w.signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	members := []stored.Member{{Name: "m", SHA256: chunked.NameOf(nil).String()}}
+	r, err := stored.NewReader(t.Context(), head, members, w.now, func(context.Context, stored.Member) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader("")), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	object, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Its members are what they were: they lie where the head says, in zeros.
+	object = append(object, make([]byte, o.Size)...)
+	if err := os.WriteFile(filepath.Join(buckets, "bob-in", "web.bin"), object, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	restore := []string{"Bucket", "bob-in", "ObjectKey", "web.bin", "Name", "mine"}
+	w.want("AuthFailure", bob, "CreateRestoreImageTask", restore...)
+	w.want("UnauthorizedOperation", bob, "CreateRestoreImageTask", append([]string{"DryRun", "true"}, restore...)...)
+	if r := w.want("", bob, "DescribeImages"); r.first("imageId") != "" {
+		t.Errorf("bob has %s", r.Body)
+	}
+	for images, want := range map[string]string{"mail*": "AuthFailure", "web*": ""} {
+		accounts := filepath.Join(t.TempDir(), "accounts.yaml")
+		if err := os.WriteFile(accounts, []byte(strings.Replace(accountsYAML, "buckets: [bob-*]", "buckets: [bob-*]\n    images: ['"+images+"']", 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a, err := ec2api.ReadAccounts(accounts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.api, err = ec2api.New(ec2api.Options{Catalog: w.catalog, Accounts: func() *ec2api.Accounts { return a }, Region: region, Tasks: w.tasks, Now: func() time.Time { return w.now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.want(want, bob, "CreateRestoreImageTask", restore...)
 	}
 }
