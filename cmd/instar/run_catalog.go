@@ -58,6 +58,8 @@ func explainCatalog(err error) error {
 		return withHint(&exitError{code: exitFile, err: err}, "\"instar catalog create REGION\" makes one.")
 	case errors.Is(err, catalog.ErrStale):
 		return withHint(err, "Nobody has renewed it, or somebody hides the newest. If it is the newest, \"instar catalog renew --lapsed\" renews it.")
+	case errors.Is(err, catalog.ErrClock):
+		return withHint(err, "If it is right, another machine's was ahead when it changed the catalog: \"instar catalog renew --lapsed\" makes the next state by this one.")
 	case errors.Is(err, catalog.ErrRollback), errors.Is(err, catalog.ErrForked):
 		return withHint(err, "The store shows an older catalog than this machine has seen: an older copy was put back, or somebody hides the newest.\nIf it was you who put an older copy back, \"instar catalog forget\" has it believed.")
 	case errors.Is(err, keys.ErrUntrusted):

@@ -61,7 +61,8 @@ type Options struct {
 	Expires time.Duration
 
 	// Lapsed takes heads that have expired, too: for who renews one, and knows
-	// that it is the newest.
+	// that it is the newest. It also signs a head that is older by this machine's
+	// clock than the one before, which is [ErrClock] else.
 	Lapsed bool
 
 	// Images are the Instar images of the catalog's own store, to check what

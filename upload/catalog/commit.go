@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -200,6 +201,12 @@ type prepared struct {
 
 // prepare stores the pages and the root that v with changes is.
 func (c *Catalog) prepare(ctx context.Context, v *View, changes map[string]*entry) (*prepared, error) {
+	// What is signed with a clock that is behind would be expired for everybody else,
+	// or count as the older of the two.
+	now := c.now()
+	if was := v.head.Created; now.Before(was.Add(-ClockSlack)) && !c.opt.Lapsed {
+		return nil, fmt.Errorf("%w: it is %s, and the catalog's last change is of %s: set this machine's clock", ErrClock, now.Format(time.RFC3339), was.UTC().Format(time.RFC3339))
+	}
 	id, err := newNonce()
 	if err != nil {
 		return nil, err
@@ -270,7 +277,7 @@ func (c *Catalog) prepare(ctx context.Context, v *View, changes map[string]*entr
 	name := chunked.NameOf(b)
 	objects[name] = b
 	p.root = r
-	p.head = &head{Region: r.Region, Sequence: r.Sequence, Root: name, Size: int64(len(b)), Created: c.now()}
+	p.head = &head{Region: r.Region, Sequence: r.Sequence, Root: name, Size: int64(len(b)), Created: now}
 	span := c.opt.Expires
 	if span == 0 && !v.head.Expires.IsZero() {
 		span = v.head.Expires.Sub(v.head.Created)

@@ -21,6 +21,7 @@ var (
 	ErrUnknown     = errors.New("may or may not have been done")                    // the answer to the last request was lost for good
 	ErrBusy        = errors.New("others keep changing it")                          // a conditional put lost too often
 	ErrConditional = errors.New("the store does not keep conditions of its writes") // no catalog can be kept there
+	ErrClock       = errors.New("this machine's clock is behind the catalog")       // set it
 	ErrRegistered  = errors.New("a registered image needs it")                      // deregister it first
 )
 

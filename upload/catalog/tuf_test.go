@@ -413,3 +413,29 @@ func TestKeepFresh(t *testing.T) {
 	w.mem.restore(w.states[1])
 	w.refused(w.catalog(func(o *Options) { o.State, o.Lapsed = state, true }), "lapsed, and old", ErrRollback)
 }
+
+// TestClockBehind: nobody whose clock is behind makes the newest state one that is
+// expired for everybody else; who knows better may say so.
+func TestClockBehind(t *testing.T) {
+	w := newWorld(t, 2, func(o *Options) { o.Expires = time.Hour })
+	before, was := w.mem.snapshot(), w.now
+	try := func(lapsed bool) error {
+		return w.catalog(func(o *Options) { o.Lapsed = lapsed }).Renew(t.Context())
+	}
+	w.now = was.Add(-ClockSlack - time.Second)
+	err := try(false)
+	if !errors.Is(err, ErrClock) || !strings.Contains(err.Error(), "set this machine's clock") {
+		t.Errorf("a clock that is behind: %v", err)
+	}
+	if after := w.mem.snapshot(); len(after) != len(before) || after[HeadKey].etag != before[HeadKey].etag {
+		t.Error("something was stored")
+	}
+	w.now = was.Add(-ClockSlack)
+	if err := try(false); err != nil {
+		t.Errorf("a clock that may be so: %v", err)
+	}
+	w.now = w.now.Add(-2 * ClockSlack)
+	if err := try(true); err != nil {
+		t.Errorf("renewed by who knows: %v", err)
+	}
+}
