@@ -124,7 +124,9 @@ func Hurry(index int, deadFor, answer time.Duration) error {
 
 // SetTimer sets after how long the kernel looks after an unanswered request,
 // and again and again: one whose connection was replaced is then sent anew, of
-// another it logs that it may be stuck. The kernel's default is 30 s.
+// another it logs that it may be stuck. The kernel's default is 30 s. From Linux
+// 6.11 on it returns when no request is under way any more, and holds new ones
+// back until then: it is for a device that nobody uses yet.
 func SetTimer(sys string, index int, d time.Duration) error {
 	name := fmt.Sprintf("%s/block/nbd%d/queue/io_timeout", sys, index)
 	return os.WriteFile(name, fmt.Appendf(nil, "%d", d.Milliseconds()), 0)

@@ -8,6 +8,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,12 +20,29 @@ import (
 // maxInit is how much is read of one file that process 1 has mapped, in bytes.
 const maxInit = 64 << 20
 
-// ending prepares, in the keeper, for a system's end each time that it is asked
-// to end.
-func ending() {
+// ending is what the keeper knows of the system's end.
+type ending struct {
+	asked atomic.Pointer[time.Time] // when it was asked to end last
+}
+
+// role is how a server begins that goes on for another.
+func (e *ending) role() string {
+	switch asked := e.asked.Load(); {
+	case asked == nil:
+		return roleAgain
+	case time.Since(*asked) < endingFor:
+		return roleEnding
+	}
+	return roleCalm
+}
+
+// prepare prepares for the system's end each time that the keeper is asked to end.
+func (e *ending) prepare() {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, unix.SIGTERM)
 	for range asked {
+		now := time.Now()
+		e.asked.Store(&now)
 		// Each may wait for a store.
 		go holdInit(".")
 		unix.Sync()

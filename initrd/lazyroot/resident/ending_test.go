@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestHoldInit reads each file once that process 1 has mapped.
@@ -35,5 +36,20 @@ func TestHoldInit(t *testing.T) {
 	}
 	if n := holdInit(proc); n != 2 {
 		t.Errorf("%d files", n)
+	}
+}
+
+// TestRole: a server that goes on for another is told whether the system ends.
+func TestRole(t *testing.T) {
+	var e ending
+	if got := e.role(); got != roleAgain {
+		t.Errorf("never asked: %s", got)
+	}
+	for ago, want := range map[time.Duration]string{0: roleEnding, endingFor / 2: roleEnding, endingFor + time.Second: roleCalm} {
+		at := time.Now().Add(-ago)
+		e.asked.Store(&at)
+		if got := e.role(); got != want {
+			t.Errorf("asked %v ago: %s, not %s", ago, got, want)
+		}
 	}
 }

@@ -37,6 +37,9 @@ const (
 	roleKeep  = "keep"
 	roleServe = "serve"
 	roleAgain = "serve-again" // the device is connected: reconnect
+	// The same after a signal to end: the system ends, or did not after all.
+	roleEnding = "serve-ending"
+	roleCalm   = "serve-calm"
 )
 
 // Files are what is open in the processes, from descriptor 3 on in this order.
@@ -169,8 +172,8 @@ func Main(ctx context.Context, serve func(context.Context, *Server) error) error
 	switch role := os.Args[1]; role {
 	case roleKeep:
 		return keep(ctx, f)
-	case roleServe, roleAgain:
-		s := &Server{Files: f, again: role == roleAgain}
+	case roleServe, roleAgain, roleEnding, roleCalm:
+		s := &Server{Files: f, again: role != roleServe, ending: role == roleEnding, calm: role == roleCalm}
 		err := serve(ctx, s)
 		if err != nil && role == roleServe && !s.connected {
 			f.ready.WriteString(strings.ReplaceAll(err.Error(), "\n", "; "))
@@ -208,7 +211,8 @@ const exitNotConnected = 3
 // keep runs servers until one has done its work.
 func keep(ctx context.Context, f Files) error {
 	role, pause := roleServe, firstPause
-	go ending()
+	var end ending
+	go end.prepare()
 	for {
 		started := time.Now()
 		cmd := command("self/exe", role, f)
@@ -227,7 +231,6 @@ func keep(ctx context.Context, f Files) error {
 		if role == roleServe && cmd.ProcessState != nil && cmd.ProcessState.ExitCode() == exitNotConnected {
 			return err
 		}
-		role = roleAgain
 		fmt.Fprintf(os.Stderr, "<4>instar: root: the server ended (%v): starting it again\n", err)
 		if time.Since(started) > time.Minute {
 			pause = firstPause
@@ -238,5 +241,6 @@ func keep(ctx context.Context, f Files) error {
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, lastPause)
+		role = end.role()
 	}
 }

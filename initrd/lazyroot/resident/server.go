@@ -43,7 +43,9 @@ type Server struct {
 	Files
 	Index int // N of /dev/nbdN
 
-	again     bool
+	again     bool // goes on for another
+	ending    bool // that was asked to end a moment ago
+	calm      bool // or longer ago, and the system goes on
 	connected bool
 }
 
@@ -129,16 +131,18 @@ func (s *Server) warned(ctx context.Context, say func(string, ...any)) {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, unix.SIGTERM)
 	defer signal.Stop(asked)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-asked:
+	for ending := s.ending; ; ending = false {
+		if !ending { // else the one before was asked
+			select {
+			case <-ctx.Done():
+				return
+			case <-asked:
+			}
+			if err := s.hurried(); err != nil {
+				say("warning: %v", err)
+			}
+			say("the root's server was asked to end, and stays")
 		}
-		if err := knbd.Hurry(s.Index, endingPatience, endingPatience); err != nil {
-			say("warning: %v", err)
-		}
-		say("the root's server was asked to end, and stays")
 		select {
 		case <-ctx.Done():
 			return
@@ -150,13 +154,14 @@ func (s *Server) warned(ctx context.Context, say func(string, ...any)) {
 	}
 }
 
-// unhurried has requests wait as they do while the system runs.
-func (s *Server) unhurried() error {
-	if err := knbd.Hurry(s.Index, deadFor, 0); err != nil {
-		return err
-	}
-	return knbd.SetTimer("1/root/sys", s.Index, timer)
-}
+// hurried has requests wait as they do while the system ends.
+func (s *Server) hurried() error { return knbd.Hurry(s.Index, endingPatience, endingPatience) }
+
+// unhurried has requests wait as they do while the system runs, but for the
+// timer, which is the kernel's own then: to set it is to wait for all requests
+// that are under way, on Linux 6.11 and later, and some may be waiting for this
+// process.
+func (s *Server) unhurried() error { return knbd.Hurry(s.Index, deadFor, 0) }
 
 func orEOF(err error) error {
 	if err == nil {
@@ -195,9 +200,16 @@ func (s *Server) connect(ctx context.Context, e Export) (net.Conn, error) {
 		if errors.Is(err, unix.EINVAL) { // killed before it was connected
 			err = knbd.Connect(kernel, config)
 		} else if err == nil {
-			// The one before may have been asked to end.
-			if err := s.unhurried(); err != nil {
-				e.Say("warning: %v", err)
+			// What the one before may have said to the kernel, or not any more.
+			var herr error
+			switch {
+			case s.ending:
+				herr = s.hurried()
+			case s.calm:
+				herr = s.unhurried()
+			}
+			if herr != nil {
+				e.Say("warning: %v", herr)
 			}
 		}
 	} else if err = knbd.Connect(kernel, config); err == nil {
