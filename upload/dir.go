@@ -188,6 +188,7 @@ func (d *dirStore) put(ctx context.Context, op, key string, r io.Reader, size in
 		return Object{}, d.err(op, key, err)
 	}
 	var obj Object
+	var parent *os.File // open before a deleter may remove it as empty
 	err = d.changing(func() error {
 		old, err := d.root.Lstat(key)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -225,11 +226,20 @@ func (d *dirStore) put(ctx context.Context, op, key string, r io.Reader, size in
 			return err
 		}
 		renamed = true
+		if parent, err = d.root.Open(dir); err != nil {
+			return err
+		}
 		obj = Object{Key: key, Size: n, ETag: dirETag(fi), MD5: got, SHA256: o.SHA256, Modified: fi.ModTime()}
 		return nil
 	})
-	if err == nil {
-		err = d.syncDir(dir)
+	switch {
+	case err == nil:
+		err = errors.Join(syncOpen(parent, dir), parent.Close())
+	case errors.Is(err, ErrExist):
+		// Another's name is there; whoever is told so may build upon it.
+		if serr := d.syncDir(dir); !errors.Is(serr, fs.ErrNotExist) {
+			err = errors.Join(err, serr)
+		}
 	}
 	if err != nil {
 		return Object{}, d.err(op, key, err)
@@ -289,6 +299,10 @@ func (d *dirStore) syncDir(dir string) error {
 		return err
 	}
 	defer f.Close()
+	return syncOpen(f, dir)
+}
+
+func syncOpen(f *os.File, dir string) error {
 	// Some filesystems cannot sync a directory and say EINVAL.
 	if err := f.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("fsync of directory %s: %w", dir, err)

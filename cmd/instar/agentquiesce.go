@@ -32,17 +32,25 @@ func connectUnits(ctx context.Context) (quiesce.Units, func(), error) {
 	return c, c.Close, nil
 }
 
+// quiesce is what stands still for the task: what the request says, else the settings.
+func (w *worker) quiesce() (*task.Quiesce, error) {
+	if q := w.t.Request.Quiesce; q != nil {
+		return q, nil
+	}
+	set, err := settings.Read(w.o.settings)
+	if err != nil {
+		return nil, err
+	}
+	return set.Quiesce, nil
+}
+
 // standStill makes stand still what the request or the settings name. A
 // capture that cannot have that does not take place.
 func (w *worker) standStill(ctx context.Context) {
-	q := w.t.Request.Quiesce
-	if q == nil {
-		set, err := settings.Read(w.o.settings)
-		if err != nil {
-			w.cancel(err)
-			return
-		}
-		q = set.Quiesce
+	q, err := w.quiesce()
+	if err != nil {
+		w.cancel(err)
+		return
 	}
 	switch {
 	case q.Zero() || w.hold != nil:
@@ -81,7 +89,6 @@ func (w *worker) standStill(ctx context.Context) {
 		w.tell(task.Line{Type: "warning", Message: "an earlier standstill: " + err.Error()})
 	}
 	w.quiesced(true)
-	var err error
 	w.hold, err = quiesce.Begin(ctx, dir, id, plan, connectUnits, func(ctx context.Context) error { return startGuard(ctx, w.a, dir, id, plan.Limit) }, warn)
 	if err != nil {
 		w.quiesced(false)

@@ -312,7 +312,12 @@ func (w *worker) args() ([]string, error) {
 	opt("arch", r.Architecture)
 	opt("exclude", r.Exclude...)
 	opt("include", r.Include...)
-	if w.o.readShare > 0 {
+	q, err := w.quiesce()
+	if err != nil {
+		return nil, err
+	}
+	// Who stands still waits for the last byte: that is not the time to be gentle.
+	if asked := r.Limits != nil && r.Limits.ReadShare > 0; w.o.readShare > 0 && (asked || q.Zero()) {
 		opt("read-share", strconv.Itoa(w.o.readShare))
 	}
 	return append(args, w.where()...), nil

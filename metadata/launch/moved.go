@@ -129,8 +129,8 @@ func (l *Launcher) follow(ctx context.Context, store upload.Store, list []upload
 			defer memory.Release(weight)
 			data, _, err := upload.GetBytes(ctx, store, o.Key, o.Size)
 			switch {
-			case errors.Is(err, upload.ErrNotExist), errors.Is(err, upload.ErrTooLarge), errors.Is(err, upload.ErrChanged):
-				return nil // the next claim sees what it is then
+			case errors.Is(err, upload.ErrNotExist), errors.Is(err, upload.ErrTooLarge), errors.Is(err, upload.ErrChanged), errors.Is(err, upload.ErrAccess):
+				return nil // the next claim sees what it is then; an instance that needs it is told
 			case err != nil:
 				return fmt.Errorf("reading what became of a pack: %w", err)
 			}

@@ -62,6 +62,17 @@ func (o *objectsInMemory) set(key string, data []byte) {
 	o.m[key] = memObject{data, fmt.Sprint(o.made)}
 }
 
+// spoil changes a byte of an object that is no mere word.
+func (o *objectsInMemory) spoil(key string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if x, ok := o.m[key]; ok && len(x.data) > 100 {
+		data := bytes.Clone(x.data)
+		data[50] ^= 1
+		o.m[key] = memObject{data, x.etag + "x"}
+	}
+}
+
 var errFault = errors.New("a fault of the store")
 
 func (s *memStore) do(op, key string, f func() error) error {

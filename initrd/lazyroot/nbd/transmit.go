@@ -38,6 +38,9 @@ func (s *server) transmit(ctx context.Context, c net.Conn, agreed session) error
 	n := &connection{s: s, c: c, agreed: agreed, slots: make(chan struct{}, s.o.Requests), limit: s.o.Memory}
 	n.far = newQueue(s.o.Requests, s.o.Memory/4)
 	local, _ := s.dev.(Localizer)
+	if s.dev.ReadOnly() { // it has no disk: nothing is local
+		local = nil
+	}
 	if local != nil {
 		n.limit = s.o.Memory / 2
 	}
