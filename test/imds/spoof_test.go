@@ -14,6 +14,7 @@ type spoof struct {
 	forge   string   // a source address that is not the guest's
 	args    []string // of curl; the URL is instance-id's over IPv4 if none has "://"
 	want    string   // how the answer begins
+	cut     bool     // or the connection is reset before it is read, for what came behind the refused line
 	prepare func()
 }
 
@@ -95,7 +96,7 @@ for op in (1, 2) * 5: # announce the neighbour's address as ours
 		{name: "X-OVN-Network-ID", guest: 0, args: header("X-Neutron-Network-ID: 1", "X-OVN-Network-ID: 1"), want: "200 i-0"},
 		{name: "X-Client-IP", guest: 0, args: header("X-Client-IP: 10.0.1.3", "True-Client-IP: 10.0.1.3"), want: "200 i-0"},
 		{name: "Via", guest: 0, args: header("Via: 1.1 10.0.1.3"), want: "200 i-0"},
-		{name: "the PROXY protocol", guest: 0, args: []string{"--haproxy-protocol"}, want: "400"},
+		{name: "the PROXY protocol", guest: 0, args: []string{"--haproxy-protocol"}, want: "400", cut: true},
 		// 15-19: names for the server.
 		{name: "a rebound name", guest: 0, args: header("Host: rebound.example.org"), want: "421"},
 		{name: "a name that begins like the address", guest: 0, args: header("Host: 169.254.169.254.example.org"), want: "421"},
@@ -157,7 +158,7 @@ for op in (1, 2) * 5: # announce the neighbour's address as ours
 			}
 			args = append([]string{"--interface", c.forge}, args...)
 		}
-		if got := guests[c.guest].curl(t, args...); !strings.HasPrefix(got, c.want) {
+		if got := guests[c.guest].curl(t, args...); !strings.HasPrefix(got, c.want) && !(c.cut && got == "error 56") {
 			t.Errorf("case %d, guest %d, %s: %q, want %q", i+1, c.guest, c.name, got, c.want)
 		}
 		undo()
