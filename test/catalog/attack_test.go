@@ -273,6 +273,7 @@ func TestAttacks(t *testing.T) {
 		t.Helper()
 		old := w.openWith(t, func(o *catalog.Options) {
 			o.Expires, o.Now = time.Hour, func() time.Time { return time.Now().Add(-ago) }
+			o.Lapsed = true // or a clock that is behind signs nothing
 		})
 		if err := old.Renew(t.Context()); err != nil {
 			t.Fatal(err)
