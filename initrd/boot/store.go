@@ -46,10 +46,19 @@ func storeClient(pool *x509.CertPool, caCert, proxy string) (*http.Client, error
 type access struct {
 	client *ticket.Client
 
-	mu    sync.Mutex
+	// renewing is held while the metadata server is asked, and taken before mu.
+	renewing sync.Mutex
+	failed   error     // what the last renewal ended with
+	again    time.Time // until then nobody asks after it
+
+	mu    sync.Mutex // never held across a request
 	t     *ticket.Ticket
 	stamp int // counts renewals
 }
+
+// renewPause is how long one failed renewal counts for all that need one: each
+// may have waited for the metadata server.
+const renewPause = 3 * time.Second
 
 // errNoURL: the ticket gives no access to an object.
 var errNoURL = errors.New("the ticket has neither a URL for it nor credentials")
@@ -97,24 +106,39 @@ func (a *access) request(ctx context.Context, object string) (req *http.Request,
 }
 
 // renew asks for a fresh ticket, unless that was done since the request that
-// has the stamp.
+// has the stamp. Who needs none does not wait for it.
 func (a *access) renew(ctx context.Context, stamp int) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if stamp != a.stamp {
+	a.renewing.Lock()
+	defer a.renewing.Unlock()
+	if a.renewed(stamp) {
 		return nil
 	}
 	if a.client == nil {
 		return final(errors.New("nobody gives tickets"))
 	}
+	if time.Now().Before(a.again) {
+		return a.failed
+	}
 	fresh, err := a.client.Claim(ctx)
 	if err != nil {
+		if ctx.Err() == nil { // else it says nothing of the server
+			a.failed, a.again = err, time.Now().Add(renewPause)
+		}
 		return err
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if fresh.ManifestSHA256 != a.t.ManifestSHA256 {
 		return final(errors.New("the renewed ticket is for another image"))
 	}
 	a.t.Objects, a.t.Credentials = fresh.Objects, fresh.Credentials
 	a.stamp++
 	return nil
+}
+
+// renewed tells whether there is a fresher ticket than the stamp's.
+func (a *access) renewed(stamp int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return stamp != a.stamp
 }

@@ -18,16 +18,31 @@ const (
 	maxKept = 20
 )
 
-// get gives n bytes, of any content.
-func (b *buffers) get(n int) []byte {
+// room is the size of what get takes for n bytes, and its place among those that
+// are kept; -1: it is not.
+func room(n int) (size, place int) {
 	k := max(bits.Len(uint(max(n, 1)-1)), minKept)
 	if k > maxKept {
-		return buffer(n)
+		return n, -1
 	}
-	if p, ok := b.kept[k-minKept].Get().(*[]byte); ok {
-		return (*p)[:n]
+	return 1 << k, k - minKept
+}
+
+// held is how much memory n bytes from get are, in bytes.
+func held(n int) int {
+	size, _ := room(n)
+	return size + page
+}
+
+// get gives n bytes, of any content.
+func (b *buffers) get(n int) []byte {
+	size, place := room(n)
+	if place >= 0 {
+		if p, ok := b.kept[place].Get().(*[]byte); ok {
+			return (*p)[:n]
+		}
 	}
-	return buffer(1 << k)[:n]
+	return buffer(size)[:n]
 }
 
 // put takes memory back that get gave, and nobody uses any more.
@@ -40,9 +55,11 @@ func (b *buffers) put(p []byte) {
 	b.kept[k-minKept].Put(&p)
 }
 
+// page is what memory that a disk reads to without a copy is aligned to, in bytes.
+const page = 4096
+
 // buffer is memory a disk opened with O_DIRECT takes without a copy.
 func buffer(n int) []byte {
-	const page = 4096
 	b := make([]byte, n+page)
 	off := int(-addressOf(b) & (page - 1))
 	return b[off : off+n : off+n]

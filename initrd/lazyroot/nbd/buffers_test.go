@@ -30,3 +30,32 @@ func TestBuffers(t *testing.T) {
 		t.Error("memory that was taken back is not given again")
 	}
 }
+
+// TestWeight: what a request is charged is what its memory takes, so that no more of
+// them are under way, or wait, than there is memory for.
+func TestWeight(t *testing.T) {
+	for _, n := range []uint32{1, 512, 4096, 4097, 520 << 10, 1 << 20, 1<<20 + 1, MaxRequest} {
+		for _, command := range []uint16{cmdRead, cmdWrite, cmdCache} {
+			r := request{command: command, length: n}
+			var b buffers
+			p := b.get(int(n))
+			if command == cmdCache {
+				p = b.get(min(int(n), cacheBytes))
+			}
+			if least := int64(cap(p)) + page; r.weight() < least || r.weight() > least+page {
+				t.Errorf("command %d of %d bytes is charged %d, and holds %d", command, n, r.weight(), least)
+			}
+		}
+	}
+	// Writes of a byte that wait for a store.
+	const limit, each = 256 << 10, 1<<minKept + page
+	q := newQueue(64, limit)
+	for range limit / each {
+		if err := q.admit(t.Context(), request{command: cmdWrite, length: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if q.writes.TryAcquire(1) {
+		t.Errorf("%d writes hold %d bytes each, and there is room for more", limit/each, each)
+	}
+}

@@ -54,7 +54,7 @@ type Options struct {
 	// device is a [Localizer], so many of those that are local, and so many of the
 	// others, of which 16,384 more may wait.
 	Requests int
-	// Memory is how many bytes they may be of, together; 0 is 16 MiB. Of a
+	// Memory is how many bytes of it they may hold, together; 0 is 16 MiB. Of a
 	// Localizer's half is for those that are local, a quarter for the others, and a
 	// quarter for what clients want written that is not: when that is used up, nothing
 	// more is read from the client. A request that is larger is alone.

@@ -158,9 +158,9 @@ const cacheBytes = 1 << 20
 func (r *request) weight() int64 {
 	switch r.command {
 	case cmdRead, cmdWrite:
-		return int64(r.length)
+		return int64(held(int(r.length)))
 	case cmdCache:
-		return min(int64(r.length), cacheBytes)
+		return int64(held(min(int(r.length), cacheBytes)))
 	}
 	return 0
 }
@@ -222,7 +222,8 @@ func (n *connection) do(ctx context.Context, r request, data []byte) {
 
 // cache has the device read what will be wanted.
 func (n *connection) cache(ctx context.Context, off, length int64) error {
-	b := buffer(int(min(length, cacheBytes)))
+	b := n.buffers.get(int(min(length, cacheBytes)))
+	defer n.buffers.put(b)
 	for length > 0 {
 		k := min(length, int64(len(b)))
 		if err := n.s.dev.ReadAt(ctx, b[:k], off); err != nil {
