@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/instar-image/instar/test/evidence"
 	"github.com/instar-image/instar/test/loopfs"
 	"github.com/instar-image/instar/test/sysfault"
 )
@@ -117,10 +118,7 @@ func crashes(t *testing.T, stage Stage, prepare, check func(m *machine, done boo
 // TestUserDataCrashes: at most once whatever happens, and visibly so. Each
 // script of the user data writes a letter of its own.
 func TestUserDataCrashes(t *testing.T) {
-	scripts := 2
-	if os.Getenv("INSTAR_EVIDENCE") != "" {
-		scripts = 25
-	}
+	scripts := evidence.Cases(2, 25)
 	starts := filepath.Join(t.TempDir(), "starts")
 	ran := func() string {
 		data, err := os.ReadFile(starts)

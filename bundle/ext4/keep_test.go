@@ -19,6 +19,7 @@ import (
 	"github.com/instar-image/instar/bundle/ext4"
 	"github.com/instar-image/instar/bundle/filetree"
 	"github.com/instar-image/instar/bundle/sparse"
+	"github.com/instar-image/instar/test/evidence"
 )
 
 // node is an inode of a hierarchy that changes from one image to the next.
@@ -411,10 +412,7 @@ func (g *generation) held(t reporter, n *generation) {
 // Chains of images, each with the one before as parent: whatever has changed,
 // each is consistent and has the files.
 func TestChains(t *testing.T) {
-	chains := uint64(4)
-	if os.Getenv("INSTAR_EVIDENCE") != "" {
-		chains = 100
-	}
+	chains := uint64(evidence.Cases(4, 100))
 	for seed := range chains {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			dir := t.TempDir()

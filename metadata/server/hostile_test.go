@@ -20,6 +20,7 @@ import (
 
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/metadata/dirsource"
+	"github.com/instar-image/instar/test/evidence"
 	"github.com/instar-image/instar/test/freeport"
 )
 
@@ -344,10 +345,7 @@ func TestReloads(t *testing.T) {
 // $INSTAR_EVIDENCE is set: each gets its own.
 func TestCrossTalk(t *testing.T) {
 	const instances, workers = 10_000, 16
-	each := 10
-	if os.Getenv("INSTAR_EVIDENCE") != "" {
-		each = 100
-	}
+	each := evidence.Cases(10, 100)
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, byte(100 + i>>16), byte(i >> 8), byte(i)}) }
 	ins := make([]*metadata.Instance, instances)
 	for i := range ins {

@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,26 +24,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
+	"github.com/instar-image/instar/test/evidence"
 	"github.com/instar-image/instar/test/servers"
 	"github.com/instar-image/instar/upload/catalog"
 )
-
-// count is a number of cases: n, many in the evidence run, or what the
-// environment's variable says.
-func count(t testing.TB, variable string, n, many int) int {
-	t.Helper()
-	if os.Getenv("INSTAR_EVIDENCE") != "" {
-		n = many
-	}
-	if s := os.Getenv(variable); s != "" {
-		v, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	return n
-}
 
 const (
 	historyClients = 8
@@ -60,15 +43,15 @@ const (
 // Each history is one that a single catalog, asked one thing after the other, could
 // have had, and what was acknowledged is in the records once.
 func TestLinearizable(t *testing.T) {
-	steps := count(t, "INSTAR_CATALOG_SERVER_STEPS", 240, 500)
-	first := count(t, "INSTAR_CATALOG_SERVER_FIRST", 0, 0) // the number of the first history, to see one again
+	steps := evidence.CasesIn(t, "INSTAR_CATALOG_SERVER_STEPS", 240, 500)
+	first := evidence.CasesIn(t, "INSTAR_CATALOG_SERVER_FIRST", 0, 0) // the number of the first history, to see one again
 	for _, on := range []struct {
 		name      string
 		start     func(testing.TB) *servers.Server
 		histories int
 	}{
-		{"minio", servers.MinIO, count(t, "INSTAR_CATALOG_SERVER_HISTORIES", 3, 200)},
-		{"versitygw", servers.Versity, count(t, "INSTAR_CATALOG_VERSITY_HISTORIES", 1, 20)},
+		{"minio", servers.MinIO, evidence.CasesIn(t, "INSTAR_CATALOG_SERVER_HISTORIES", 3, 200)},
+		{"versitygw", servers.Versity, evidence.CasesIn(t, "INSTAR_CATALOG_VERSITY_HISTORIES", 1, 20)},
 	} {
 		t.Run(on.name, func(t *testing.T) {
 			g := newGround(t, on.start(t), steps)

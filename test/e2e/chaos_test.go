@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/instar-image/instar/test/evidence"
 	"github.com/instar-image/instar/test/instar"
 	"github.com/instar-image/instar/test/loopfs"
 )
@@ -47,7 +48,7 @@ func TestChaos(t *testing.T) {
 		})
 	}
 	until := time.Now()
-	if os.Getenv("INSTAR_EVIDENCE") != "" {
+	if evidence.Wanted() {
 		until = until.Add(10 * time.Minute)
 	}
 	captures, named, kept := 0, 0, 0

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/test/compare"
+	"github.com/instar-image/instar/test/evidence"
 	"github.com/instar-image/instar/test/instar"
 	"github.com/instar-image/instar/test/loopfs"
 	"github.com/instar-image/instar/upload/images"
@@ -24,10 +25,7 @@ import (
 // dead, and in the end every image is whole.
 func TestCreatorsAtOnce(t *testing.T) {
 	r := newRemote(t)
-	rounds := 3
-	if evidence() {
-		rounds = 30
-	}
+	rounds := evidence.Cases(3, 30)
 	const creators, names = 8, 5
 	var mu sync.Mutex // covers running
 	running := map[int]*exec.Cmd{}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/instar-image/instar/test/evidence"
 	"github.com/instar-image/instar/test/instar"
 	"github.com/instar-image/instar/test/loopfs"
 	"github.com/instar-image/instar/test/sysfault"
@@ -22,13 +23,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// evidence says that this is the long run: more parts, so more points, and every
-// kind of fault at each of them.
-func evidence() bool { return os.Getenv("INSTAR_EVIDENCE") != "" }
-
-// partSize gives the small images of these tests several parts.
+// partSize gives the small images of these tests several parts, and in the
+// campaigns more, so that there are more points.
 func partSize() string {
-	if evidence() {
+	if evidence.Wanted() {
 		return "4096"
 	}
 	return "65536"
@@ -216,7 +214,7 @@ func TestFailureOfEveryFileOperation(t *testing.T) {
 			for n := 0; ; n++ {
 				// In turn; in the long run each at each point.
 				at, errno := n+1, errnos[n%len(errnos)]
-				if evidence() {
+				if evidence.Wanted() {
 					at = n/len(errnos) + 1
 				}
 				dir := start(t, w, j)

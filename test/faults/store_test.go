@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/instar-image/instar/test/evidence"
 	"github.com/instar-image/instar/test/instar"
 	"github.com/instar-image/instar/test/servers"
 	"github.com/instar-image/instar/upload/s3fault"
@@ -249,7 +250,7 @@ func TestFaultAtEveryRequest(t *testing.T) {
 				// In turn; in the long run each at each request.
 				at, fault := n, faults[next%len(faults)]
 				next += 5 // prime to their number: neighbours get other kinds
-				if evidence() {
+				if evidence.Wanted() {
 					at, fault = n/len(faults), faults[n%len(faults)]
 				}
 				prefix, dir := r.begin(t, tr)

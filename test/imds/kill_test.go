@@ -6,7 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/instar-image/instar/test/evidence"
 	"github.com/instar-image/instar/test/freeport"
 )
 
@@ -22,10 +22,7 @@ import (
 // an operator sets events: no answer is mixed, and what the operator was told
 // is set is set after the next start. 20 kills; 200 if $INSTAR_EVIDENCE is set.
 func TestKill(t *testing.T) {
-	kills := 20
-	if os.Getenv("INSTAR_EVIDENCE") != "" {
-		kills = 200
-	}
+	kills := evidence.Cases(20, 200)
 	addr := freeport.Address(freeport.Port(t))
 	record := func(n int) string {
 		c := string(rune('a' + n%26))

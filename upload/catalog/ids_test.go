@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+
+	"github.com/instar-image/instar/test/evidence"
 )
 
 // TestIDsAreNeverUsedAgain: of 10^5 changes by many at once every new image has
@@ -17,7 +19,7 @@ func TestIDsAreNeverUsedAgain(t *testing.T) {
 	if err := c.Create(t.Context(), "test-1"); err != nil {
 		t.Fatal(err)
 	}
-	ops := count(t, "INSTAR_CATALOG_OPS", 100_000, 1_000_000)
+	ops := evidence.CasesIn(t, "INSTAR_CATALOG_OPS", 100_000, 1_000_000)
 	const workers = 1024
 	var mu sync.Mutex
 	seen := map[string]bool{} // true: deregistered

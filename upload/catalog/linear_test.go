@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,24 +14,9 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
-)
 
-// count is a number of cases: n, many in the evidence run, or what the
-// environment's variable says.
-func count(t testing.TB, variable string, n, many int) int {
-	t.Helper()
-	if os.Getenv("INSTAR_EVIDENCE") != "" {
-		n = many
-	}
-	if s := os.Getenv(variable); s != "" {
-		v, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	return n
-}
+	"github.com/instar-image/instar/test/evidence"
+)
 
 // linearIn is an operation of a history. Ids are the client's choice, so that
 // what an operation of unknown outcome did is known if it did it.
@@ -269,7 +252,7 @@ func linearHistory(t *testing.T, seed uint64, clients, ops int) []porcupine.Oper
 // asked one request after the other, could have had.
 func TestLinearizable(t *testing.T) {
 	unknown, all, undecided := 0, 0, 0
-	histories := count(t, "INSTAR_CATALOG_HISTORIES", 20, 200)
+	histories := evidence.CasesIn(t, "INSTAR_CATALOG_HISTORIES", 20, 200)
 	for seed := range histories {
 		h := linearHistory(t, uint64(seed), 8, 500)
 		for _, o := range h {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/instar-image/instar/test/evidence"
 )
 
 // relations are how an account may stand to an image.
@@ -134,7 +136,7 @@ func TestPermissionsAgainstOracle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range count(t, "INSTAR_CATALOG_QUESTIONS", 100_000, 1_000_000) {
+	for i := range evidence.CasesIn(t, "INSTAR_CATALOG_QUESTIONS", 100_000, 1_000_000) {
 		who := accounts[r.IntN(3)]
 		if i%50 == 0 { // a change
 			call := Call{Account: who}
