@@ -20,25 +20,9 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"github.com/instar-image/instar/test/livelog"
 )
-
-// logged is a log that is read while it is written.
-type logged struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
 
 // catalogPlace is a directory with a store, keys and accounts.
 type catalogPlace struct {
@@ -97,10 +81,10 @@ func (p *catalogPlace) run(code int, args ...string) string {
 }
 
 // serve runs the server and gives its address, and what ends it.
-func (p *catalogPlace) serve(args ...string) (addr string, log *logged, stop func() int) {
+func (p *catalogPlace) serve(args ...string) (addr string, log *livelog.Log, stop func() int) {
 	p.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	log = &logged{}
+	log = &livelog.Log{}
 	args = append([]string{
 		"instar", "catalog", "serve", "--store", p.path("st"), "--sign", p.path("key"), "--signers", p.path("signers"),
 		"--accounts", p.path("accounts.yaml"), "--listen", "127.0.0.1:0",

@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/instar-image/instar/internal/serving"
+	"github.com/instar-image/instar/test/livelog"
 )
 
 // takeEnv makes the test binary a service that takes systemd's sockets, of the
@@ -201,7 +202,7 @@ func TestCrowd(t *testing.T) {
 }
 
 func TestAdmin(t *testing.T) {
-	var l log
+	var l livelog.Log
 	var stale atomic.Bool
 	page := func(body string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, body) })
@@ -246,7 +247,7 @@ func TestAdmin(t *testing.T) {
 // TestRemarks: a handler that panics is in the log, a handshake that fails is
 // not in the way.
 func TestRemarks(t *testing.T) {
-	var l log
+	var l livelog.Log
 	ln, at := listen(t)
 	srv := serving.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a mistake of ours") }), serving.Limits{}, zerolog.New(&l))
 	stop, ended := run(t, serving.Options{Parts: []serving.Part{{Server: srv, Listener: ln}}})

@@ -1,7 +1,6 @@
 package serving_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/instar-image/instar/internal/serving"
+	"github.com/instar-image/instar/test/livelog"
 )
 
 // systemd is a notification socket in systemd's place.
@@ -42,24 +41,6 @@ func systemd(t *testing.T) (next func() string) {
 		}
 		return string(buf[:n])
 	}
-}
-
-// log is written and read at once.
-type log struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // listen gives a listener of loopback and the URL of it.
@@ -256,7 +237,7 @@ func TestNobody(t *testing.T) {
 // TestUntold: what cannot be told is in the log, and no more than that.
 func TestUntold(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
-	var l log
+	var l livelog.Log
 	serving.NewNotifier(zerolog.New(&l)).Ready("idle")
 	if !strings.Contains(l.String(), "telling systemd") {
 		t.Errorf("the log: %s", &l)
@@ -268,7 +249,7 @@ func TestUntold(t *testing.T) {
 func TestWatchdog(t *testing.T) {
 	next := systemd(t)
 	t.Setenv("WATCHDOG_USEC", "40000")
-	var l log
+	var l livelog.Log
 	n := serving.NewNotifier(zerolog.New(&l))
 	ctx, cancel := context.WithCancel(t.Context())
 	checks := 0

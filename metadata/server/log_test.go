@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/instar-image/instar/metadata"
+	"github.com/instar-image/instar/test/livelog"
 )
 
 // FuzzLogLine puts what a client chooses into a line: it stays one line of
@@ -49,7 +50,7 @@ func FuzzLogLine(f *testing.F) {
 // TestLogFlood asks much more often than is allowed: most refusals get no
 // line, and the next line says how many did not.
 func TestLogFlood(t *testing.T) {
-	out := new(syncBuffer)
+	out := new(livelog.Log)
 	buf := newLogBuffer(out, func(err error) { t.Error(err) })
 	a := &accessLog{out: buf}
 	at := time.Unix(1000, 0)
@@ -81,7 +82,7 @@ func TestLogFlood(t *testing.T) {
 
 // fullDisk takes nothing for a while.
 type fullDisk struct {
-	syncBuffer
+	livelog.Log
 	fail  chan bool // each write asks
 	tried chan struct{}
 }
@@ -92,7 +93,7 @@ func (d *fullDisk) Write(p []byte) (int, error) {
 	if fail {
 		return 0, errors.New("the disk is full")
 	}
-	return d.syncBuffer.Write(p)
+	return d.Log.Write(p)
 }
 
 // TestLogDisk has a disk that is slow, then full, then well: lines are never

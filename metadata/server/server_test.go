@@ -22,43 +22,26 @@ import (
 
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/test/freeport"
+	"github.com/instar-image/instar/test/livelog"
 )
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// syncBuffer is a bytes.Buffer for several goroutines.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // started is a server that a test runs.
 type started struct {
 	addr   string // of the first listener
 	addrs  []net.Addr
-	access *syncBuffer
-	log    *syncBuffer
+	access *livelog.Log
+	log    *livelog.Log
 	stop   func() error // waits for Run and returns its error; may be repeated
 	client *http.Client
 }
 
 func start(t testing.TB, o Options) *started {
 	t.Helper()
-	s := &started{access: new(syncBuffer), log: new(syncBuffer)}
+	s := &started{access: new(livelog.Log), log: new(livelog.Log)}
 	o.AccessLog, o.Log = s.access, zerolog.New(s.log)
 	if o.Listen == nil {
 		o.Listen = []Listen{{Name: "main", Address: "127.0.0.1:0"}}

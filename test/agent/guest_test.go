@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/instar-image/instar/test/instar"
+	"github.com/instar-image/instar/test/livelog"
 )
 
 func shell(t testing.TB, script string, args ...string) string {
@@ -58,22 +58,9 @@ func (c *cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // console is what the guest shows. The machine is stopped when it hangs.
-type console struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
+type console struct{ livelog.Log }
 
-func (c *console) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.text.Write(p)
-}
-
-func (c *console) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return strings.ReplaceAll(c.text.String(), "\r", "")
-}
+func (c *console) String() string { return strings.ReplaceAll(c.Log.String(), "\r", "") }
 
 // boot runs the machine until it powers off or reboots, with the clock at the
 // given time, and returns its console.

@@ -21,28 +21,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/instar-image/instar/bundle/chunked"
+	"github.com/instar-image/instar/test/livelog"
 	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/cache"
 	"github.com/instar-image/instar/upload/cache/cacheclient"
 )
-
-// lines is a log that is read while it is written.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // serve runs a server of c until the test ends, and gives its TCP address and
 // its socket.
@@ -84,7 +67,7 @@ func client(t testing.TB, place string) *cacheclient.Client {
 // TCP and by a socket; each byte leaves the store once.
 func TestTenClients(t *testing.T) {
 	w := newWorld(t, 5, 6<<20)
-	log := &lines{}
+	log := &livelog.Log{}
 	admin, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
