@@ -9,17 +9,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/test/instar"
 	"github.com/instar-image/instar/test/loopfs"
 	"github.com/instar-image/instar/test/servers"
-	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/catalog"
 )
 
@@ -28,14 +25,14 @@ import (
 // tells steps apart.
 type ground struct {
 	*instar.Instar
-	store  *servers.Server
-	dir    string
+	store *servers.Server
+	folder
 	bucket string
 }
 
 func newGround(t *testing.T, store *servers.Server, steps int) *ground {
 	t.Helper()
-	g := &ground{store: store, dir: t.TempDir(), bucket: store.Bucket(t)}
+	g := &ground{store: store, folder: folder{t.TempDir()}, bucket: store.Bucket(t)}
 	g.Instar = instar.New(t, store.Env()...)
 	loopfs.Run(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", g.path("key"))
 	pub, err := os.ReadFile(g.path("key.pub"))
@@ -48,9 +45,7 @@ func newGround(t *testing.T, store *servers.Server, steps int) *ground {
 		fmt.Fprintf(&b, "      - {access-key-id: %s, secret-access-key: %s}\n", keyOf(i), secretOf(keyOf(i)))
 	}
 	for name, text := range map[string]string{"signers": `* namespaces="instar-catalog" ` + string(pub), "accounts.yaml": b.String()} {
-		if err := os.WriteFile(g.path(name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		g.write(t, name, text)
 	}
 	return g
 }
@@ -59,31 +54,10 @@ func keyOf(step int) string { return fmt.Sprintf("AKSTEP%04d", step) }
 
 func secretOf(key string) string { return "secret-of-" + key }
 
-func (g *ground) path(name string) string { return filepath.Join(g.dir, name) }
-
 // open opens the catalog of a history, as one more writer, without faults.
 func (g *ground) open(t *testing.T, prefix string) *catalog.Catalog {
 	t.Helper()
-	store, err := upload.Open(t.Context(), "s3://"+g.bucket+"/"+prefix, upload.Options{
-		Endpoint: g.store.Endpoint, Region: g.store.Region, Credentials: &upload.Credentials{AccessKeyID: g.store.AccessKey, SecretAccessKey: g.store.SecretKey},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { store.Close() })
-	signer, err := keys.ReadSigner(g.path("key"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	trust, err := keys.ReadAllowedSigners(g.path("signers"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := catalog.Open(store, catalog.Options{Trust: trust, Signer: signer, Region: region})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
+	return openCatalog(t, g.store, "s3://"+g.bucket+"/"+prefix, g.folder, nil)
 }
 
 // fleet is some servers over one catalog, each behind a wire of its own, each on

@@ -5,16 +5,13 @@
 package catalog
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -35,27 +32,27 @@ const (
 	other  = "us-home-1"
 )
 
-// accounts are those of both regions' servers.
-const accounts = `
-accounts:
-  - id: "111122223333"
-    instances: ["i-a*"]
-    buckets: ["cat-*"]
-    images: ["*"]
-    keys:
-      - {access-key-id: AKALICE, secret-access-key: alice-secret-key}
-      - {access-key-id: AKREADER, secret-access-key: reader-secret-key, read-only: true}
-      - {access-key-id: AKTEMP, secret-access-key: temporary-secret-key, session-token: a/session+token=}
-  - id: "222233334444"
-    instances: ["i-b*"]
-    keys: [{access-key-id: AKBOB, secret-access-key: bob-secret-key}]
-`
+// accountsFile are the accounts of both regions' servers: those that the recorded
+// requests of sdkRecord are replayed with.
+const accountsFile = "../../upload/catalog/ec2api/testdata/sdk-accounts.yaml"
+
+// folder is a directory of a test's own.
+type folder struct{ dir string }
+
+func (f folder) path(name string) string { return filepath.Join(f.dir, name) }
+
+func (f folder) write(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(f.path(name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // world is two regions: a MinIO with a catalog each, and a server over each.
 type world struct {
 	*instar.Instar
-	minio   *servers.Server
-	dir     string
+	minio *servers.Server
+	folder
 	bucket  string // of this region
 	bucket2 string // of the other
 	url     string // of this region's server
@@ -73,7 +70,7 @@ func newWorld(t *testing.T, args ...string) *world {
 // prepare makes a world whose servers are not started yet.
 func prepare(t *testing.T) *world {
 	t.Helper()
-	w := &world{minio: servers.MinIO(t), dir: t.TempDir()}
+	w := &world{minio: servers.MinIO(t), folder: folder{t.TempDir()}}
 	w.Instar = instar.New(t, w.minio.Env()...)
 	w.bucket, w.bucket2 = "cat-here", "cat-there" // the server is this world's alone
 	s3 := w.With("AWS_ACCESS_KEY_ID="+w.minio.AccessKey, "AWS_SECRET_ACCESS_KEY="+w.minio.SecretKey)
@@ -88,7 +85,11 @@ func prepare(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.write(t, "signers", `* namespaces="instar-catalog,instar-task,instar-image,instar-head,instar-domain" `+string(pub))
-	w.write(t, "accounts.yaml", accounts)
+	accounts, err := os.ReadFile(accountsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write(t, "accounts.yaml", string(accounts))
 	w.Want(t, instar.OK, w.on("catalog", "create", w.bucket, region)...)
 	w.Want(t, instar.OK, w.on("catalog", "create", w.bucket2, other)...)
 	return w
@@ -100,16 +101,7 @@ func (w *world) mb(t *testing.T, bucket string) {
 		"--aws-sigv4", "aws:amz:"+w.minio.Region+":s3", "-X", "PUT", w.minio.Endpoint+"/"+bucket)
 }
 
-func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
-
 func (w *world) store(bucket string) string { return "s3://" + bucket + "/fleet" }
-
-func (w *world) write(t *testing.T, name, text string) {
-	t.Helper()
-	if err := os.WriteFile(w.path(name), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // on is the command line of "catalog VERB" with a bucket's catalog.
 func (w *world) on(group, verb, bucket string, args ...string) []string {
@@ -126,64 +118,9 @@ func (w *world) serve(t *testing.T, bucket string, args ...string) string {
 // killable is serve, and what kills the server.
 func (w *world) killable(t *testing.T, bucket string, args ...string) (url string, kill func()) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
 	all := append(w.on("catalog", "serve", bucket, "--accounts", w.path("accounts.yaml"), "--listen", "127.0.0.1:0", "--access-log", w.path("access-"+bucket)), args...)
-	cmd := w.Command(ctx, all...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = time.Minute
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	address := make(chan string, 1)
-	var log strings.Builder
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		lines := bufio.NewReader(stderr)
-		for {
-			line, err := lines.ReadString('\n')
-			log.WriteString(line)
-			var l struct{ Message, Address string }
-			if json.Unmarshal([]byte(line), &l) == nil && l.Message == "serving the catalog" {
-				address <- l.Address
-			}
-			if err != nil {
-				close(address)
-				return
-			}
-		}
-	})
-	killed := false
-	kill = func() {
-		killed = true
-		if err := cmd.Process.Kill(); err != nil {
-			t.Error(err)
-		}
-	}
-	t.Cleanup(func() {
-		cancel()
-		wg.Wait()
-		err := cmd.Wait()
-		if code := cmd.ProcessState.ExitCode(); !killed && code != instar.OK && code != instar.Interrupt {
-			t.Errorf("the server ended: %v\n%s", err, log.String())
-		}
-		if t.Failed() {
-			t.Logf("the server's log:\n%s", log.String())
-		}
-	})
-	select {
-	case a, ok := <-address:
-		if !ok {
-			t.Fatalf("the server did not begin:\n%s", log.String())
-		}
-		return "http://" + a, kill
-	case <-time.After(3 * time.Minute):
-		t.Fatal("the server does not begin")
-		return "", nil
-	}
+	p := serveCatalog(t, w.Instar, all...)
+	return p.url, func() { p.kill(t) }
 }
 
 // clean is the environment of a client.
@@ -255,18 +192,25 @@ func (w *world) open(t *testing.T) *catalog.Catalog {
 
 func (w *world) openWith(t *testing.T, more func(*catalog.Options)) *catalog.Catalog {
 	t.Helper()
-	store, err := upload.Open(t.Context(), w.store(w.bucket), upload.Options{
-		Endpoint: w.minio.Endpoint, Region: w.minio.Region, Credentials: &upload.Credentials{AccessKeyID: w.minio.AccessKey, SecretAccessKey: w.minio.SecretKey},
+	return openCatalog(t, w.minio, w.store(w.bucket), w.folder, more)
+}
+
+// openCatalog opens the catalog of a store, with the files key and signers of a
+// directory.
+func openCatalog(t *testing.T, on *servers.Server, place string, with folder, more func(*catalog.Options)) *catalog.Catalog {
+	t.Helper()
+	store, err := upload.Open(t.Context(), place, upload.Options{
+		Endpoint: on.Endpoint, Region: on.Region, Credentials: &upload.Credentials{AccessKeyID: on.AccessKey, SecretAccessKey: on.SecretKey},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	signer, err := keys.ReadSigner(w.path("key"), nil)
+	signer, err := keys.ReadSigner(with.path("key"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	trust, err := keys.ReadAllowedSigners(w.path("signers"))
+	trust, err := keys.ReadAllowedSigners(with.path("signers"))
 	if err != nil {
 		t.Fatal(err)
 	}

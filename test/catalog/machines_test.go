@@ -21,8 +21,8 @@ import (
 
 // machine is one with an agent that takes what the catalog asks.
 type machine struct {
-	w      *world
-	dir    string
+	w *world
+	folder
 	volume string
 	// The instance it says it is, and what the catalog may ask for.
 	instance, from string
@@ -35,7 +35,7 @@ type machine struct {
 // for what from says. Its agent is not running yet.
 func (w *world) newMachine(t *testing.T, instance, from string) *machine {
 	t.Helper()
-	m := &machine{w: w, dir: t.TempDir(), instance: instance, from: from}
+	m := &machine{w: w, folder: folder{t.TempDir()}, instance: instance, from: from}
 	m.volume = filepath.Join(m.dir, "volume")
 	for _, d := range []string{"etc", "tmp", "volume/etc", "volume/home"} {
 		if err := os.MkdirAll(filepath.Join(m.dir, d), 0o755); err != nil {
@@ -76,15 +76,6 @@ func (w *world) account(t *testing.T, instance string) {
 	w.minio.AddPolicy(t, instance, policy)
 	w.minio.AddUser(t, instance, machineSecret(instance))
 	w.minio.Attach(t, instance, instance, false)
-}
-
-func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
-
-func (m *machine) write(t *testing.T, name, text string) {
-	t.Helper()
-	if err := os.WriteFile(m.path(name), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func (m *machine) env() []string {

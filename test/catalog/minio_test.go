@@ -1,22 +1,16 @@
 package catalog
 
 import (
-	"bufio"
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/xml"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -39,14 +33,14 @@ const (
 type users struct {
 	*instar.Instar
 	minio *servers.Server
-	dir   string
+	folder
 }
 
 func secretOfUser(name string) string { return "the-secret-of-" + name }
 
 func newUsers(t *testing.T) *users {
 	t.Helper()
-	u := &users{minio: servers.MinIOTLS(t), dir: t.TempDir()}
+	u := &users{minio: servers.MinIOTLS(t), folder: folder{t.TempDir()}}
 	u.Instar = instar.New(t)
 	m := u.minio
 	for name, doc := range map[string]string{
@@ -90,77 +84,15 @@ func newUsers(t *testing.T) *users {
 	return u
 }
 
-func (u *users) path(name string) string { return filepath.Join(u.dir, name) }
-
-func (u *users) write(t *testing.T, name, text string) {
-	t.Helper()
-	if err := os.WriteFile(u.path(name), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func (u *users) accounts(t *testing.T, minio string) {
 	t.Helper()
 	u.write(t, "accounts.yaml", "accounts: [{id: '"+alice+"', keys: [{access-key-id: LOCAL, secret-access-key: "+secretOfUser("LOCAL")+"}]}]\nminio: {"+minio+"}\n")
 }
 
-// process is a server that runs.
-type process struct {
-	url string
-	pid int
-	mu  sync.Mutex
-	log strings.Builder
-}
-
-func (p *process) text() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.String()
-}
-
 func (u *users) serve(t *testing.T) *process {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	cmd := u.Command(ctx, "catalog", "serve", "--store", u.path("store"), "--sign", u.path("key"), "--signers", u.path("signers"),
+	return serveCatalog(t, u.Instar, "catalog", "serve", "--store", u.path("store"), "--sign", u.path("key"), "--signers", u.path("signers"),
 		"--accounts", u.path("accounts.yaml"), "--listen", "127.0.0.1:0", "--access-log", "-")
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = time.Minute
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	p := &process{pid: cmd.Process.Pid}
-	address := make(chan string, 1)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer close(address)
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			p.mu.Lock()
-			p.log.WriteString(lines.Text() + "\n")
-			p.mu.Unlock()
-			var l struct{ Message, Address string }
-			if json.Unmarshal(lines.Bytes(), &l) == nil && l.Message == "serving the catalog" {
-				address <- l.Address
-			}
-		}
-	})
-	t.Cleanup(func() {
-		cancel()
-		wg.Wait()
-		_ = cmd.Wait()
-		if code := cmd.ProcessState.ExitCode(); code != instar.OK && code != instar.Interrupt {
-			t.Errorf("the server ended with %d\n%s", code, p.text())
-		}
-	})
-	a, ok := <-address
-	if !ok {
-		t.Fatalf("the server did not begin:\n%s", p.text())
-	}
-	p.url = "http://" + a
-	return p
 }
 
 // post sends a signed form and gives the status and the answer.
@@ -220,7 +152,7 @@ func (p *process) becomes(t *testing.T, c aws.Credentials, account string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s stands for %q, want %q\n%s", c.AccessKeyID, got, account, p.text())
+			t.Fatalf("%s stands for %q, want %q\n%s", c.AccessKeyID, got, account, p.log.String())
 		}
 	}
 }
@@ -285,17 +217,17 @@ func TestMinIOUsers(t *testing.T) {
 	m.Attach(t, "exports", "instar-catalog", false)
 	p.becomes(t, credentials("anders"), bob)
 
-	log := p.text()
+	log := p.log.String()
 	for _, want := range []string{`"key":"both"`, `"key":"SVCNARROW"`, "admin:ExportIAM"} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log does not say %s", want)
 		}
 	}
-	argv, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
+	argv, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid))
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}

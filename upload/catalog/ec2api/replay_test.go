@@ -44,22 +44,6 @@ type recorded struct {
 	Output any    `json:"output"`
 }
 
-// replayAccounts are those of test/catalog, where the record is made.
-const replayAccounts = `
-accounts:
-  - id: "111122223333"
-    instances: ["i-a*"]
-    buckets: ["cat-*"]
-    images: ["*"]
-    keys:
-      - {access-key-id: AKALICE, secret-access-key: alice-secret-key}
-      - {access-key-id: AKREADER, secret-access-key: reader-secret-key, read-only: true}
-      - {access-key-id: AKTEMP, secret-access-key: temporary-secret-key, session-token: a/session+token=}
-  - id: "222233334444"
-    instances: ["i-b*"]
-    keys: [{access-key-id: AKBOB, secret-access-key: bob-secret-key}]
-`
-
 // inBucket is a directory that says it is a prefix of a bucket.
 type inBucket struct {
 	upload.Store
@@ -130,7 +114,11 @@ func newReplay(t *testing.T, at time.Time) *replay {
 	}
 	trust := keys.NewAllowedSigners(keys.AllowedSigner{Principals: "*", Namespaces: catalog.Namespace + "," + tasks.Namespace, Key: signer.Public()})
 	file := filepath.Join(dir, "accounts.yaml")
-	if err := os.WriteFile(file, []byte(replayAccounts), 0o600); err != nil {
+	text, err := os.ReadFile("testdata/sdk-accounts.yaml") // those of test/catalog, where the record is made
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	accounts, err := ec2api.ReadAccounts(file)
