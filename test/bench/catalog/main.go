@@ -75,8 +75,8 @@ func bench(ctx context.Context, images int, long time.Duration) (rows []row, err
 	if err != nil {
 		return nil, err
 	}
-	defer store.stop()
-	r, err := fill(ctx, dir, store.addr, images)
+	defer store.Stop()
+	r, err := fill(ctx, dir, store.Address, images)
 	if err != nil {
 		return nil, fmt.Errorf("registering %d images: %w", images, err)
 	}
@@ -84,12 +84,12 @@ func bench(ctx context.Context, images int, long time.Duration) (rows []row, err
 
 	// A start, and the first answers: one image, then all of them.
 	begun := time.Now()
-	s, err := r.serve(ctx, program, dir, store.addr)
+	s, err := r.serve(ctx, program, dir, store.Address)
 	if err != nil {
 		return nil, err
 	}
-	defer s.stop()
-	c := &client{addr: s.addr}
+	defer s.Stop()
+	c := &client{addr: s.Address}
 	if _, err := c.ask(r.byID(0)); err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func bench(ctx context.Context, images int, long time.Duration) (rows []row, err
 		return nil, err
 	}
 	whole := time.Since(begun)
-	loaded, _, err := s.rss()
+	loaded, _, err := s.Memory()
 	if err != nil {
 		return nil, err
 	}
@@ -114,11 +114,11 @@ func bench(ctx context.Context, images int, long time.Duration) (rows []row, err
 			with = ", a change each second"
 			stop = r.change(ctx)
 		}
-		byID, err := paced(ctx, s.addr, 100, long, r.byID)
+		byID, err := paced(ctx, s.Address, 100, long, r.byID)
 		if err != nil {
 			return nil, errors.Join(err, stop())
 		}
-		two, err := paced(ctx, s.addr, 2, long, func(int) string { return r.byFilters() })
+		two, err := paced(ctx, s.Address, 2, long, func(int) string { return r.byFilters() })
 		if err := errors.Join(err, stop()); err != nil {
 			return nil, err
 		}
@@ -133,7 +133,7 @@ func bench(ctx context.Context, images int, long time.Duration) (rows []row, err
 			rows = append(rows, m)
 		}
 	}
-	now, most, err := s.rss()
+	now, most, err := s.Memory()
 	if err != nil {
 		return nil, err
 	}

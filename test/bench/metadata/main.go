@@ -6,25 +6,20 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
-	"errors"
+	"context"
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
-	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"github.com/instar-image/instar/test/bench/internal/served"
 )
 
 func main() {
@@ -38,7 +33,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, serveConstant(*bare))
 		os.Exit(1)
 	}
-	rows, err := bench(*only, *turns, *turn, *requests)
+	rows, err := bench(context.Background(), *only, *turns, *turn, *requests)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -66,61 +61,14 @@ func serveConstant(addr string) error {
 	})}).ListenAndServe()
 }
 
-// child is a server process.
-type child struct {
-	cmd  *exec.Cmd
-	addr string
-}
-
-func start(addr, program string, args ...string) (*child, error) {
-	c := &child{exec.Command(program, args...), addr}
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var log bytes.Buffer
-	c.cmd.Stderr = &log
-	if err := c.cmd.Start(); err != nil {
-		return nil, err
-	}
-	for range 600 {
-		if conn, err := net.Dial("tcp", addr); err == nil {
-			conn.Close()
-			return c, nil
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	c.stop()
-	return nil, fmt.Errorf("%s did not start: %s", program, log.String())
-}
-
-func (c *child) stop() {
-	c.cmd.Process.Kill()
-	c.cmd.Wait()
-}
-
-// rss is the resident memory of the process, now and at most, in MiB.
-func (c *child) rss() (now, most float64, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
-	if err != nil {
-		return 0, 0, err
-	}
-	for name, to := range map[string]*float64{"VmRSS:": &now, "VmHWM:": &most} {
-		_, after, _ := strings.Cut(string(b), name)
-		kib, err := strconv.Atoi(strings.Fields(after)[0])
-		if err != nil {
-			return 0, 0, err
-		}
-		*to = float64(kib) / 1024
-	}
-	return now, most, nil
-}
-
-func bench(only string, turns int, turn time.Duration, requests int) ([]row, error) {
+func bench(ctx context.Context, only string, turns int, turn time.Duration, requests int) ([]row, error) {
 	dir, err := os.MkdirTemp("", "instar-bench")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	instar := filepath.Join(dir, "instar")
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", instar, "./cmd/instar")
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", instar, "./cmd/instar")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building instar: %w\n%s", err, out)
@@ -129,13 +77,13 @@ func bench(only string, turns int, turn time.Duration, requests int) ([]row, err
 	if err != nil {
 		return nil, err
 	}
-	serve := func(addr, instances string) (*child, error) {
-		return start(addr, instar, "metadata", "serve", "--listen", addr, "--instances", instances, "--state", filepath.Join(dir, "state"),
+	serve := func(addr, instances string) (*served.Server, error) {
+		return served.Start(ctx, addr, filepath.Join(dir, "server.log"), nil, instar, "metadata", "serve", "--listen", addr, "--instances", instances, "--state", filepath.Join(dir, "state"),
 			"--control", "none", "--access-log", filepath.Join(dir, "access.log"), "--rate", "10000000")
 	}
 	var rows []row
 	if only != "crowd" {
-		if rows, err = throughput(dir, self, serve, turns, turn); err != nil || only != "" {
+		if rows, err = throughput(ctx, dir, self, serve, turns, turn); err != nil || only != "" {
 			return rows, err
 		}
 	}
@@ -144,7 +92,7 @@ func bench(only string, turns int, turn time.Duration, requests int) ([]row, err
 }
 
 // throughput compares one instance's requests with the constant's.
-func throughput(dir, self string, serve func(addr, instances string) (*child, error), turns int, turn time.Duration) ([]row, error) {
+func throughput(ctx context.Context, dir, self string, serve func(addr, instances string) (*served.Server, error), turns int, turn time.Duration) ([]row, error) {
 	one := filepath.Join(dir, "one")
 	if err := os.Mkdir(one, 0o700); err != nil {
 		return nil, err
@@ -156,13 +104,13 @@ func throughput(dir, self string, serve func(addr, instances string) (*child, er
 	if err != nil {
 		return nil, err
 	}
-	defer ours.stop()
-	bare, err := start("127.0.0.1:18781", self, "-bare", "127.0.0.1:18781")
+	defer ours.Stop()
+	bare, err := served.Start(ctx, "127.0.0.1:18781", filepath.Join(dir, "bare.log"), nil, self, "-bare", "127.0.0.1:18781")
 	if err != nil {
 		return nil, err
 	}
-	defer bare.stop()
-	token, err := newToken(ours.addr, nil)
+	defer bare.Stop()
+	token, err := newToken(ours.Address, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -170,11 +118,11 @@ func throughput(dir, self string, serve func(addr, instances string) (*child, er
 	var a, b, ratios, puts []float64
 	for range turns {
 		for _, side := range []struct {
-			to      *child
+			to      *served.Server
 			request string
 			rates   *[]float64
 		}{{ours, get, &a}, {bare, get, &b}} {
-			rate, err := hammer(side.to.addr, side.request, turn)
+			rate, err := hammer(side.to.Address, side.request, turn)
 			if err != nil {
 				return nil, err
 			}
@@ -182,7 +130,7 @@ func throughput(dir, self string, serve func(addr, instances string) (*child, er
 		}
 		// One after the other: what else the machine does slows both.
 		ratios = append(ratios, a[len(a)-1]/b[len(b)-1])
-		rate, err := hammerTokens(ours.addr, turn/3)
+		rate, err := hammerTokens(ours.Address, turn/3)
 		if err != nil {
 			return nil, err
 		}
@@ -196,7 +144,7 @@ func throughput(dir, self string, serve func(addr, instances string) (*child, er
 }
 
 // crowd asks as 10,000 instances, each with 16 KiB of user data.
-func crowd(dir string, serve func(addr, instances string) (*child, error), requests int) ([]row, error) {
+func crowd(dir string, serve func(addr, instances string) (*served.Server, error), requests int) ([]row, error) {
 	const instances = 10_000
 	many := filepath.Join(dir, "many")
 	if err := os.Mkdir(many, 0o700); err != nil {
@@ -214,21 +162,21 @@ func crowd(dir string, serve func(addr, instances string) (*child, error), reque
 	if err != nil {
 		return nil, err
 	}
-	defer s.stop()
+	defer s.Stop()
 	loaded := time.Since(began)
-	wrong, err := visits(s.addr, instances, requests)
+	wrong, err := visits(s.Address, instances, requests)
 	if err != nil {
 		return nil, err
 	}
-	p99, err := paced(s.addr, instances, 2000, 10*time.Second)
+	p99, err := paced(s.Address, instances, 2000, 10*time.Second)
 	if err != nil {
 		return nil, err
 	}
-	beside, err := besideSlow(s.addr, instances)
+	beside, err := besideSlow(s.Address, instances)
 	if err != nil {
 		return nil, err
 	}
-	now, most, err := s.rss()
+	now, most, err := s.Memory()
 	if err != nil {
 		return nil, err
 	}
@@ -239,259 +187,6 @@ func crowd(dir string, serve func(addr, instances string) (*child, error), reque
 		{"10,000 instances: the same beside 1,000 connections of a byte a second", fmt.Sprintf("%.1f ms", float64(beside.Microseconds())/1000), "<= 50 ms", beside <= 50*time.Millisecond},
 		{"10,000 instances: resident memory, now and at most", fmt.Sprintf("%.0f MiB, %.0f MiB", now, most), "<= 300 MiB", most <= 300},
 	}, nil
-}
-
-func address(i int) net.IP { return net.IPv4(127, 90, byte(i>>8), byte(i)) }
-
-func getRequest(path, token string) string {
-	return "GET " + path + " HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: " + token + "\r\n\r\n"
-}
-
-const putRequest = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n"
-
-// client is a connection on which requests are made one after the other, with
-// as little work as will do.
-type client struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-func dial(addr string, from net.IP) (*client, error) {
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from}}
-	c, err := d.Dial("tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	return &client{c, bufio.NewReaderSize(c, 32<<10)}, nil
-}
-
-// ask makes a request and returns the body of a 200, in buf if it fits.
-func (c *client) ask(request string, buf []byte) ([]byte, error) {
-	if _, err := io.WriteString(c.Conn, request); err != nil {
-		return nil, err
-	}
-	length := -1
-	for first := true; ; first = false {
-		line, err := c.r.ReadSlice('\n')
-		if err != nil {
-			return nil, err
-		}
-		switch {
-		case first && !bytes.HasPrefix(line, []byte("HTTP/1.1 200 ")):
-			return nil, fmt.Errorf("answered %q", line)
-		case bytes.HasPrefix(line, []byte("Content-Length: ")):
-			if length, err = strconv.Atoi(string(bytes.TrimSpace(line[16:]))); err != nil {
-				return nil, err
-			}
-		case len(line) == 2:
-			if length < 0 {
-				return nil, errors.New("no length")
-			}
-			if cap(buf) < length {
-				buf = make([]byte, length)
-			}
-			_, err := io.ReadFull(c.r, buf[:length])
-			return buf[:length], err
-		}
-	}
-}
-
-func newToken(addr string, from net.IP) (string, error) {
-	c, err := dial(addr, from)
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	b, err := c.ask(putRequest, nil)
-	return string(b), err
-}
-
-const connections = 32
-
-// hammer repeats a request on 32 connections and returns how many a second
-// were answered.
-func hammer(addr, request string, d time.Duration) (float64, error) {
-	return parallel(d, func(until time.Time) (n int64, err error) {
-		c, err := dial(addr, nil)
-		if err != nil {
-			return 0, err
-		}
-		defer c.Close()
-		buf := make([]byte, 256)
-		for time.Now().Before(until) {
-			for range 16 {
-				if b, err := c.ask(request, buf); err != nil || string(b) != id {
-					return n, fmt.Errorf("got %q: %w", b, err)
-				}
-				n++
-			}
-		}
-		return n, nil
-	})
-}
-
-func hammerTokens(addr string, d time.Duration) (float64, error) {
-	return parallel(d, func(until time.Time) (n int64, err error) {
-		for time.Now().Before(until) {
-			if _, err := newToken(addr, nil); err != nil {
-				return n, err
-			}
-			n++
-		}
-		return n, nil
-	})
-}
-
-func parallel(d time.Duration, f func(until time.Time) (int64, error)) (float64, error) {
-	var total atomic.Int64
-	errs := make([]error, connections)
-	var wg sync.WaitGroup
-	began := time.Now()
-	for i := range connections {
-		wg.Go(func() {
-			n, err := f(began.Add(d))
-			total.Add(n)
-			errs[i] = err
-		})
-	}
-	wg.Wait()
-	return float64(total.Load()) / time.Since(began).Seconds(), errors.Join(errs...)
-}
-
-// visits makes the requests evenly as all instances and counts wrong answers.
-func visits(addr string, instances, requests int) (int64, error) {
-	var wrong atomic.Int64
-	var failed atomic.Pointer[error]
-	next := make(chan int)
-	var wg sync.WaitGroup
-	for range connections {
-		wg.Go(func() {
-			buf := make([]byte, 17000)
-			for i := range next {
-				bad, err := visit(addr, i, requests/instances, buf)
-				wrong.Add(bad)
-				if err != nil {
-					failed.Store(&err)
-				}
-			}
-		})
-	}
-	for i := range instances {
-		next <- i
-	}
-	close(next)
-	wg.Wait()
-	if err := failed.Load(); err != nil {
-		return wrong.Load(), *err
-	}
-	return wrong.Load(), nil
-}
-
-func visit(addr string, i, n int, buf []byte) (wrong int64, err error) {
-	token, err := newToken(addr, address(i))
-	if err != nil {
-		return 0, err
-	}
-	c, err := dial(addr, address(i))
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
-	asked := []struct{ request, want string }{
-		{getRequest("/latest/meta-data/instance-id", token), fmt.Sprintf("i-%05d", i)},
-		{getRequest("/latest/meta-data/public-keys/0/openssh-key", token), fmt.Sprintf("ssh-ed25519 AAAA%05d", i)},
-		{getRequest("/latest/meta-data/local-ipv4", token), address(i).String()},
-		{getRequest("/latest/user-data", token), strings.TrimSpace(strings.Repeat(fmt.Sprintf("%05d ", i), 16384/6))},
-	}
-	for k := range n - 1 {
-		a := asked[k%3]
-		if k%25 == 24 {
-			a = asked[3]
-		}
-		b, err := c.ask(a.request, buf)
-		if err != nil {
-			return wrong, err
-		}
-		if string(b) != a.want {
-			wrong++
-		}
-	}
-	return wrong, nil
-}
-
-// paced asks at a steady rate as instances in turn and returns the 99th
-// percentile of the answers' times, counted from when each was due.
-func paced(addr string, instances, rate int, d time.Duration) (time.Duration, error) {
-	n := int(d.Seconds()) * rate
-	times := make([]time.Duration, n)
-	errs := make([]error, connections)
-	var wg sync.WaitGroup
-	began := time.Now()
-	for w := range connections {
-		wg.Go(func() {
-			from := address(w * (instances / connections))
-			token, err := newToken(addr, from)
-			if err != nil {
-				errs[w] = err
-				return
-			}
-			c, err := dial(addr, from)
-			if err != nil {
-				errs[w] = err
-				return
-			}
-			defer c.Close()
-			request, buf := getRequest("/latest/meta-data/instance-id", token), make([]byte, 256)
-			for k := w; k < n; k += connections {
-				due := began.Add(time.Duration(k) * time.Second / time.Duration(rate))
-				time.Sleep(time.Until(due))
-				if _, err := c.ask(request, buf); err != nil {
-					errs[w] = err
-					return
-				}
-				times[k] = time.Since(due)
-			}
-		})
-	}
-	wg.Wait()
-	slices.Sort(times)
-	return times[n*99/100], errors.Join(errs...)
-}
-
-// besideSlow is paced while 1,000 connections of other instances send a byte of
-// a header a second.
-func besideSlow(addr string, instances int) (time.Duration, error) {
-	stop := make(chan struct{})
-	var slow sync.WaitGroup
-	var failed atomic.Pointer[error]
-	for i := range 1000 {
-		slow.Go(func() {
-			for {
-				c, err := dial(addr, address(instances-1-i%500))
-				if err != nil {
-					failed.Store(&err)
-					return
-				}
-				for err == nil {
-					select {
-					case <-stop:
-						c.Close()
-						return
-					case <-time.After(time.Second):
-						_, err = io.WriteString(c.Conn, "x") // cut off by and by: then it comes again
-					}
-				}
-				c.Close()
-			}
-		})
-	}
-	p99, err := paced(addr, instances, 2000, 10*time.Second)
-	close(stop)
-	slow.Wait()
-	if f := failed.Load(); f != nil && err == nil {
-		err = fmt.Errorf("slow connections: %w", *f)
-	}
-	return p99, err
 }
 
 func median(v []float64) float64 {
