@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,11 +11,11 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 
 	"github.com/instar-image/instar/agent/machine"
 	"github.com/instar-image/instar/bundle/keys"
+	"github.com/instar-image/instar/test/sshagent"
 )
 
 // TestFirstRun makes everything, and the second run uses it.
@@ -174,38 +173,11 @@ func TestAgent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw, err := ssh.ParseRawPrivateKey(data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := ring.Add(agent.AddedKey{PrivateKey: raw, Comment: name}); err != nil {
-			t.Fatal(err)
-		}
+		sshagent.Add(t, ring, file, name)
 		signers = append(signers, s)
 		os.Remove(file)
 	}
-	socket := filepath.Join(dir, "socket")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_ = agent.ServeAgent(ring, conn) // ends with the connection
-			}()
-		}
-	}()
+	socket := sshagent.Serve(t, ring)
 	with := func(key, socket string) (keys.Signer, error) {
 		return machine.Open(machine.Options{SigningKey: key, AgentSocket: socket}).Signer(t.Context())
 	}

@@ -24,6 +24,8 @@ import (
 	"github.com/hiddeco/sshsig"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
+
+	"github.com/instar-image/instar/test/sshagent"
 )
 
 const namespace = "instar-image"
@@ -320,30 +322,6 @@ func TestPassphraseAndMode(t *testing.T) {
 	}
 }
 
-// serveAgent answers on a socket as an ssh-agent with keys.
-func serveAgent(t testing.TB, a agent.Agent) string {
-	t.Helper()
-	socket := filepath.Join(t.TempDir(), "agent")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				agent.ServeAgent(a, c) // ends with an error when the client goes
-			}()
-		}
-	}()
-	return socket
-}
-
 // skAgent holds one security key.
 type skAgent struct {
 	agent.Agent
@@ -367,19 +345,9 @@ func TestAgent(t *testing.T) {
 	dir := t.TempDir()
 	ring := agent.NewKeyring()
 	for name, path := range keyFiles(t, dir) {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw, err := ssh.ParseRawPrivateKey(data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := ring.Add(agent.AddedKey{PrivateKey: raw, Comment: name}); err != nil {
-			t.Fatal(err)
-		}
+		sshagent.Add(t, ring, path, name)
 	}
-	socket := serveAgent(t, ring)
+	socket := sshagent.Serve(t, ring)
 	for _, name := range []string{"ed25519", "rsa", "p256", "p384", "p521"} {
 		s, err := OpenSigner(t.Context(), filepath.Join(dir, name+".pub"), socket, nil)
 		if err != nil {
@@ -452,7 +420,7 @@ func TestSecurityKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := softKey{priv, 1}
-	s, err := AgentSigner(t.Context(), serveAgent(t, skAgent{key: key}), key.PublicKey())
+	s, err := AgentSigner(t.Context(), sshagent.Serve(t, skAgent{key: key}), key.PublicKey())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -463,7 +431,7 @@ func TestSecurityKey(t *testing.T) {
 	accept(t, s, sig)
 
 	untouched := softKey{priv, 0}
-	s, err = AgentSigner(t.Context(), serveAgent(t, skAgent{key: untouched}), key.PublicKey())
+	s, err = AgentSigner(t.Context(), sshagent.Serve(t, skAgent{key: untouched}), key.PublicKey())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -474,7 +442,7 @@ func TestSecurityKey(t *testing.T) {
 	// Nobody touches it: the wait ends with the context.
 	never := make(chan struct{})
 	defer close(never)
-	s, err = AgentSigner(t.Context(), serveAgent(t, skAgent{key: key, touch: never}), key.PublicKey())
+	s, err = AgentSigner(t.Context(), sshagent.Serve(t, skAgent{key: key, touch: never}), key.PublicKey())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,14 +7,11 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -31,6 +28,7 @@ import (
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/metadata"
 	"github.com/instar-image/instar/metadata/ticket"
+	"github.com/instar-image/instar/test/selfsigned"
 	"github.com/instar-image/instar/upload"
 )
 
@@ -42,20 +40,8 @@ type pair struct {
 
 func newPair(t *testing.T) pair {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "x"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pair{key, cert, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))}
+	key, cert := selfsigned.New(t)
+	return pair{key, cert, selfsigned.PEM(cert)}
 }
 
 // presigning is a store that signs URLs, and may not be listed if it is unlisted.

@@ -4,15 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -24,6 +21,7 @@ import (
 	"github.com/instar-image/instar/bundle/ec2"
 	"github.com/instar-image/instar/metadata/ticket"
 	"github.com/instar-image/instar/test/freeport"
+	"github.com/instar-image/instar/test/selfsigned"
 	"github.com/instar-image/instar/test/servers"
 )
 
@@ -51,32 +49,14 @@ func (m minioSink) PutPart(_ context.Context, p ec2.Part) error {
 	return nil
 }
 
-func selfSigned(t *testing.T) (*rsa.PrivateKey, *x509.Certificate, string) {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "x"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key, cert, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-}
-
 // TestLaunchFromMinIO claims a ticket for a bundle in MinIO over TLS with its
 // own authority, fetches manifest and parts by the ticket's URLs alone, and
 // completes it; the state outlives a kill of the server.
 func TestLaunchFromMinIO(t *testing.T) {
 	minio := servers.MinIOTLS(t)
 	bucket := minio.Bucket(t)
-	userKey, userCert, userPEM := selfSigned(t)
-	cloudKey, cloudCert, _ := selfSigned(t)
+	userKey, userCert := selfsigned.New(t)
+	cloudKey, cloudCert := selfsigned.New(t)
 	var key, iv ec2.BlockKey
 	rand.Read(key[:])
 	rand.Read(iv[:])
@@ -110,7 +90,7 @@ launch:
 %s
   credentials:
     static: {access-key-id: %s, secret-access-key: %s}
-`, bucket, minio.Endpoint, minio.Region, indent(string(ca)), indent(userPEM), minio.AccessKey, minio.SecretKey)
+`, bucket, minio.Endpoint, minio.Region, indent(string(ca)), indent(selfsigned.PEM(userCert)), minio.AccessKey, minio.SecretKey)
 	addr := freeport.Address(freeport.Port(t))
 	args := []string{"--listen", addr, "--ec2-key", cloudFile}
 	s := serve(t, netns{}, map[string]string{"a.yaml": record}, args...)
