@@ -18,6 +18,19 @@ type createImageOptions struct {
 	noKernel, verifyContent, full   bool
 }
 
+// addVersion adds what every new version of an image is told, and how it is
+// stored. auto says what --compression auto is.
+func (o *createImageOptions) addVersion(cmd *cobra.Command, auto, test string) {
+	f := flagsOf(cmd)
+	f.text(&o.description, "description", "", "`TEXT` about this version, up to 255 bytes; everybody who reads the store sees it", ofUs, test)
+	f.list(&o.recipients, "recipient", "", "let `KEY` open the image: an age recipient, an SSH public key, or a file of them; may be repeated", ofUs, test)
+	f.sign(&o.sign, test)
+	f.text(&o.expires, "expires", "", "readers shall take this version for the newest no longer than `TIME`: 12h, 7d, 8w; default for ever", ofUs, test)
+	f.text(&o.domain, "domain", "", "share stored pieces with the images of `DOMAIN`; default default", ofUs, test)
+	f.choice(cmd, &o.dedup, []string{"own", "domain"}, "dedup", "", "whose stored pieces are used again, `WHOSE`: own (default: what this machine stored), domain (all of the domain's creators, who are trusted then)", ofUs, test)
+	f.choice(cmd, &o.compression, []string{"auto", "fastest", "default", "better"}, "compression", "", "`LEVEL` of compression: auto (default: "+auto+"), fastest, default, better", ofUs, test)
+}
+
 func newCreateImage(a *app) *cobra.Command {
 	var o createImageOptions
 	const test = "create-image"
@@ -56,13 +69,7 @@ the exit status is 24. Arguments that are no options are further excludes.`, `
 	o.imageStore.add(a, cmd, test)
 	o.addMakeBucket(cmd, test)
 	o.volumeOptions.add(cmd, ofUs, test)
-	f.text(&o.description, "description", "", "`TEXT` about this version, up to 255 bytes; everybody who reads the store sees it", ofUs, test)
-	f.list(&o.recipients, "recipient", "", "let `KEY` open the image: an age recipient, an SSH public key, or a file of them; may be repeated", ofUs, test)
-	f.sign(&o.sign, test)
-	f.text(&o.expires, "expires", "", "readers shall take this version for the newest no longer than `TIME`: 12h, 7d, 8w; default for ever", ofUs, test)
-	f.text(&o.domain, "domain", "", "share stored pieces with the images of `DOMAIN`; default default", ofUs, test)
-	f.choice(cmd, &o.dedup, []string{"own", "domain"}, "dedup", "", "whose stored pieces are used again, `WHOSE`: own (default: what this machine stored), domain (all of the domain's creators, who are trusted then)", ofUs, test)
-	f.choice(cmd, &o.compression, []string{"auto", "fastest", "default", "better"}, "compression", "", "`LEVEL` of compression: auto (default: fastest for large files, default for small ones and where at most 128 MiB are read), fastest, default, better", ofUs, test)
+	o.addVersion(cmd, "fastest for large files, default for small ones and where at most 128 MiB are read", test)
 	f.yes(&o.verifyContent, "verify-content", "", "read every file and compare it with the parent by content, whatever its size and times say", ofUs, test)
 	f.yes(&o.full, "full", "", "take no parent: lay the image out afresh, as small and in order as a first one", ofUs, test)
 	f.text(&o.bootTrace, "boot-trace", "", "lay out together what the boot trace of `IMAGE` says a boot reads, and take it for this version's, too: a lazy boot then reads few pieces", ofUs, test)

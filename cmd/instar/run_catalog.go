@@ -48,6 +48,21 @@ func (a *app) inAccount(ctx context.Context, o *catalogOptions, do func(k *opene
 	})
 }
 
+// lookAs reads a catalog as an account does.
+func (a *app) lookAs(ctx context.Context, o *catalogOptions, do func(k *openedCatalog, v *catalog.View, account string) error) error {
+	call, err := a.call(o.account, nil)
+	if err != nil {
+		return err
+	}
+	return a.inCatalog(ctx, &o.imageStore, "", false, func(k *openedCatalog) error {
+		v, err := k.View(ctx)
+		if err != nil {
+			return err
+		}
+		return do(k, v, call.Account)
+	})
+}
+
 // explainCatalog adds what to do, where nobody has said it.
 func explainCatalog(err error) error {
 	var said *exitError

@@ -76,17 +76,9 @@ func runKeysImport(ctx context.Context, a *app, o *keysOptions, name, file strin
 }
 
 func runKeysList(ctx context.Context, a *app, o *keysOptions, names []string) error {
-	call, err := a.call(o.account, nil)
-	if err != nil {
-		return err
-	}
-	return a.inCatalog(ctx, &o.imageStore, "", false, func(k *openedCatalog) error {
-		v, err := k.View(ctx)
-		if err != nil {
-			return err
-		}
+	return a.lookAs(ctx, &o.catalogOptions, func(_ *openedCatalog, v *catalog.View, account string) error {
 		missing := slices.Clone(names)
-		for pair, err := range v.KeyPairs(ctx, call.Account) {
+		for pair, err := range v.KeyPairs(ctx, account) {
 			if err != nil {
 				return err
 			}

@@ -141,16 +141,8 @@ func runImagesRestoreFrom(ctx context.Context, a *app, o *restoreFromOptions, ob
 }
 
 func runImagesStored(ctx context.Context, a *app, o *catalogOptions, ids []string) error {
-	call, err := a.call(o.account, nil)
-	if err != nil {
-		return err
-	}
-	return a.inCatalog(ctx, &o.imageStore, "", false, func(k *openedCatalog) error {
-		v, err := k.View(ctx)
-		if err != nil {
-			return err
-		}
-		all, err := v.StoreTasks(ctx, call.Account)
+	return a.lookAs(ctx, o, func(k *openedCatalog, v *catalog.View, account string) error {
+		all, err := v.StoreTasks(ctx, account)
 		if err != nil {
 			return err
 		}
