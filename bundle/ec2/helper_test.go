@@ -44,6 +44,16 @@ func loadParty(t testing.TB, name string) party {
 	return party{key, cert}
 }
 
+// parsed is a manifest that can be read.
+func parsed(t testing.TB, doc []byte) *Manifest {
+	t.Helper()
+	m, err := ParseManifest(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
 func (p party) pub() *rsa.PublicKey { return &p.key.PublicKey }
 
 // dirSource gives parts from a directory.

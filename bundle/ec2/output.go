@@ -17,6 +17,18 @@ func (o *nowhere) Finish() (int64, error)      { return o.n, nil }
 
 var zeros [64 << 10]byte
 
+// writeZeros writes n zeros to w.
+func writeZeros(w io.Writer, n int64) error {
+	for n > 0 {
+		k, err := w.Write(zeros[:min(n, int64(len(zeros)))])
+		if err != nil {
+			return err
+		}
+		n -= int64(k)
+	}
+	return nil
+}
+
 type streamOutput struct {
 	w io.Writer
 	n int64
@@ -32,16 +44,7 @@ func (o *streamOutput) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func (o *streamOutput) Skip(n int64) error {
-	for n > 0 {
-		k, err := o.Write(zeros[:min(n, int64(len(zeros)))])
-		if err != nil {
-			return err
-		}
-		n -= int64(k)
-	}
-	return nil
-}
+func (o *streamOutput) Skip(n int64) error { return writeZeros(o, n) }
 
 func (o *streamOutput) Finish() (int64, error) { return o.n, nil }
 
@@ -65,7 +68,7 @@ func (o *deviceOutput) Skip(n int64) error {
 	// Whole logical blocks only; the ends of a run are written.
 	const block = 4096
 	if lead := (block - o.at%block) % block; lead > 0 {
-		if err := o.zero(min(lead, n)); err != nil {
+		if err := writeZeros(o, min(lead, n)); err != nil {
 			return err
 		}
 		n -= min(lead, n)
@@ -76,18 +79,7 @@ func (o *deviceOutput) Skip(n int64) error {
 			n -= whole
 		}
 	}
-	return o.zero(n)
-}
-
-func (o *deviceOutput) zero(n int64) error {
-	for n > 0 {
-		k, err := o.Write(zeros[:min(n, int64(len(zeros)))])
-		if err != nil {
-			return err
-		}
-		n -= int64(k)
-	}
-	return nil
+	return writeZeros(o, n)
 }
 
 // Finish sets the size where f is a regular file and larger or smaller.

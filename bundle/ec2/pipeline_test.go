@@ -197,10 +197,7 @@ func TestUnbundleFromSlowSource(t *testing.T) {
 func TestUnbundleFileReplacesLast(t *testing.T) {
 	f := newForge(t)
 	good := f.good(t)
-	m, err := ParseManifest(good.doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, good.doc)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "out")
 	if err := os.WriteFile(path, []byte("old"), 0o644); err != nil {
@@ -230,10 +227,7 @@ func TestUnbundleFileReplacesLast(t *testing.T) {
 func TestNothingBeforeAllIsVerified(t *testing.T) {
 	f := newForge(t)
 	good := f.good(t)
-	m, err := ParseManifest(good.doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, good.doc)
 	o := UnbundleOptions{Key: f.user.key}
 	dev := filepath.Join(t.TempDir(), "device")
 	old := bytes.Repeat([]byte{0xee}, 1000)
@@ -479,10 +473,7 @@ func TestBundleUnsigned(t *testing.T) {
 			t.Errorf("no %s in %s", want, doc)
 		}
 	}
-	m, err := ParseManifest(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, doc)
 	if _, err := unbundleBytes(t, UnbundleOptions{Key: cloud.key}, m, store); !errors.Is(err, ErrUnsigned) {
 		t.Errorf("not allowed: %v", err)
 	}
@@ -525,10 +516,7 @@ func TestDocumentLayout(t *testing.T) {
 func TestVerifyReports(t *testing.T) {
 	f := newForge(t)
 	good := f.good(t)
-	m, err := ParseManifest(good.doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, good.doc)
 	trust := []*rsa.PublicKey{f.user.pub()}
 	bad := maps.Clone(good.parts)
 	bad[m.Parts[1].Filename] = []byte("x")
@@ -586,13 +574,10 @@ func TestEncryptedManifestSchemeOne(t *testing.T) {
 func TestErrorsReadWell(t *testing.T) {
 	f := newForge(t)
 	good := f.good(t)
-	m, err := ParseManifest(good.doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, good.doc)
 	bad := maps.Clone(good.parts)
 	bad["img.part.01"] = nil
-	err = Unbundle(t.Context(), UnbundleOptions{Key: f.user.key}, m, mapSource(bad), &nowhere{})
+	err := Unbundle(t.Context(), UnbundleOptions{Key: f.user.key}, m, mapSource(bad), &nowhere{})
 	want := fmt.Sprintf(`unbundling "img": part "img.part.01": its 0 bytes have SHA-1 da39a3ee5e6b4b0d3255bfef95601890afd80709, the manifest says %s: damaged, or not this bundle's`, m.Parts[1].SHA1)
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)

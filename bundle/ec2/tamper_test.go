@@ -39,10 +39,7 @@ func tamperBundle(t testing.TB) (doc []byte, parts map[string][]byte) {
 func TestEveryManifestFlip(t *testing.T) {
 	doc, _ := tamperBundle(t)
 	user := loadParty(t, "user")
-	m, err := ParseManifest(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, doc)
 	trusted := cmp.Options{cmpopts.IgnoreUnexported(Manifest{}), cmpopts.IgnoreFields(Manifest{}, "Version", "Bundler")}
 	accepted := 0
 	flipped := bytes.Clone(doc)
@@ -77,10 +74,7 @@ func TestEveryManifestFlip(t *testing.T) {
 // fetched, which is before anything is decrypted, with the part's name.
 func TestEveryPartFlip(t *testing.T) {
 	doc, parts := tamperBundle(t)
-	m, err := ParseManifest(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, doc)
 	src := mapSource(maps.Clone(parts))
 	f := newFetcher(m, src, t.TempDir())
 	buf := make([]byte, 0, 2<<20)
@@ -113,10 +107,7 @@ func TestEveryPartFlip(t *testing.T) {
 // output appears.
 func TestFlipsEndToEnd(t *testing.T) {
 	doc, parts := tamperBundle(t)
-	m, err := ParseManifest(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, doc)
 	user := loadParty(t, "user")
 	dir := t.TempDir()
 	for i, p := range m.Parts {
@@ -159,10 +150,7 @@ func TestEveryManifestTruncation(t *testing.T) {
 // Parts cut at every block boundary and one byte beside it.
 func TestEveryPartTruncation(t *testing.T) {
 	doc, parts := tamperBundle(t)
-	m, err := ParseManifest(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, doc)
 	src := mapSource(maps.Clone(parts))
 	f := newFetcher(m, src, t.TempDir())
 	buf := make([]byte, 0, 2<<20)
@@ -186,10 +174,7 @@ func TestEveryPartTruncation(t *testing.T) {
 // All pairs of parts, swapped and doubled.
 func TestEveryPairOfParts(t *testing.T) {
 	doc, parts := tamperBundle(t)
-	m, err := ParseManifest(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, doc)
 	names := slices.Sorted(maps.Keys(parts))
 	if len(names) < 12 {
 		t.Fatalf("only %d parts", len(names))
@@ -227,10 +212,7 @@ func TestEveryPairOfParts(t *testing.T) {
 func TestLargePartIsSpooled(t *testing.T) {
 	f := newForge(t)
 	good := f.good(t)
-	m, err := ParseManifest(good.doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := parsed(t, good.doc)
 	dir := t.TempDir()
 	ft := newFetcher(m, mapSource(good.parts), dir)
 	ft.inMemory = 10 // bytes

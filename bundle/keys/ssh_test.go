@@ -126,6 +126,18 @@ func keyFiles(t testing.TB, dir string) map[string]string {
 	return files
 }
 
+// sign signs the message.
+func sign(t testing.TB, s Signer) []byte {
+	t.Helper()
+	sig, err := s.Sign(t.Context(), namespace, message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sig
+}
+
+// accept has us and ssh-keygen verify a signature of the message, and refuse it
+// where it is not for.
 func accept(t testing.TB, s Signer, sig []byte) {
 	t.Helper()
 	p, err := ParseSignature(sig)
@@ -158,10 +170,7 @@ func TestFileSigners(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			sig, err := s.Sign(t.Context(), namespace, message)
-			if err != nil {
-				t.Fatal(err)
-			}
+			sig := sign(t, s)
 			accept(t, s, sig)
 
 			// What ssh-keygen makes is read the same way. It wants the .pub file.
@@ -277,11 +286,7 @@ func TestPassphraseAndMode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sig, err := s.Sign(t.Context(), namespace, message)
-	if err != nil {
-		t.Fatal(err)
-	}
-	accept(t, s, sig)
+	accept(t, s, sign(t, s))
 	if _, err := ReadSigner(path, ask("wrong")); !errors.Is(err, ErrWrong) {
 		t.Errorf("wrong passphrase: %v", err)
 	}
@@ -353,11 +358,7 @@ func TestAgent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sig, err := s.Sign(t.Context(), namespace, message)
-		if err != nil {
-			t.Fatal(err)
-		}
-		accept(t, s, sig)
+		accept(t, s, sign(t, s))
 	}
 	if _, err := OpenSigner(t.Context(), filepath.Join(dir, "rsa.pub"), "", nil); !errors.Is(err, ErrAgent) {
 		t.Errorf("no socket: %v", err)
@@ -407,11 +408,7 @@ func TestStockAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sig, err := s.Sign(t.Context(), namespace, message)
-	if err != nil {
-		t.Fatal(err)
-	}
-	accept(t, s, sig)
+	accept(t, s, sign(t, s))
 }
 
 func TestSecurityKey(t *testing.T) {
@@ -424,11 +421,7 @@ func TestSecurityKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sig, err := s.Sign(t.Context(), namespace, message)
-	if err != nil {
-		t.Fatal(err)
-	}
-	accept(t, s, sig)
+	accept(t, s, sign(t, s))
 
 	untouched := softKey{priv, 0}
 	s, err = AgentSigner(t.Context(), sshagent.Serve(t, skAgent{key: untouched}), key.PublicKey())
