@@ -83,7 +83,8 @@ func (l *lab) capture(tree, name string, full bool) diff.Side {
 	return l.open(name)
 }
 
-func (l *lab) open(name string) diff.Side {
+// index opens an image, with nothing cached.
+func (l *lab) index(name string) *chunked.Index {
 	l.t.Helper()
 	img, err := l.store.Resolve(l.t.Context(), name, images.ResolveOptions{})
 	if err != nil {
@@ -93,19 +94,27 @@ func (l *lab) open(name string) diff.Side {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	disk, err := x.Stream(chunked.StreamDisk)
+	return x
+}
+
+func (l *lab) stream(x *chunked.Index, name string) *chunked.Stream {
+	l.t.Helper()
+	s, err := x.Stream(name)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	s, err := x.Stream(chunked.StreamLayout)
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	return s
+}
+
+func (l *lab) open(name string) diff.Side {
+	l.t.Helper()
+	x := l.index(name)
+	s := l.stream(x, chunked.StreamLayout)
 	layout, err := ext4.ReadLayout(io.NewSectionReader(s.ReaderAt(l.t.Context(), 1<<20), 0, s.Size()))
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	return diff.Side{Layout: layout, Disk: disk}
+	return diff.Side{Layout: layout, Disk: l.stream(x, chunked.StreamDisk)}
 }
 
 // compare is the differences as "kind path bytes", in their order.
@@ -295,17 +304,7 @@ func TestHostile(t *testing.T) {
 // open2 opens an image's disk again, with nothing cached.
 func (l *lab) open2(name string, s diff.Side) diff.Side {
 	l.t.Helper()
-	img, err := l.store.Resolve(l.t.Context(), name, images.ResolveOptions{})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	x, err := img.Open(l.t.Context())
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	if s.Disk, err = x.Stream(chunked.StreamDisk); err != nil {
-		l.t.Fatal(err)
-	}
+	s.Disk = l.stream(l.index(name), chunked.StreamDisk)
 	return s
 }
 

@@ -7,7 +7,6 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/instar-image/instar/bundle/ec2"
@@ -99,38 +98,12 @@ func TestCopyCut(t *testing.T) {
 				t.Fatal(err)
 			}
 			request := CopyRequest{SourceID: m.ID, SourceRegion: src.name, Token: "token"}
-			var mu sync.Mutex
-			n, dead, hit := 0, false, false
-			fault := func(op, k string, done bool) error {
-				mu.Lock()
-				defer mu.Unlock()
-				if dead {
-					return errKilled
+			hit := false
+			fault := cutter(how, at, &hit, func(op, k string) {
+				if op == "put" {
+					dst.buckets.spoil(k) // it says it has stored what it has not
 				}
-				if done != (how == "killed after" || how == "lost reply" || how == "corrupted") {
-					return nil
-				}
-				if n++; n != at {
-					return nil
-				}
-				hit = true
-				switch how {
-				case "killed before", "killed after":
-					dead = true
-					return errKilled
-				case "corrupted":
-					// The store says it has stored what it has not.
-					dst.buckets.mu.Lock()
-					if o, ok := dst.buckets.m[k]; ok && op == "put" && len(o.data) > 100 {
-						b := append([]byte{}, o.data...)
-						b[50] ^= 1
-						dst.buckets.m[k] = memObject{b, o.etag + "x"}
-					}
-					dst.buckets.mu.Unlock()
-					return nil
-				}
-				return errFault
-			}
+			})
 			look := func(when string) {
 				t.Helper()
 				v, err := to.View(t.Context())
