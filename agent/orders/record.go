@@ -5,14 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/instar-image/instar/agent/task"
 	"github.com/instar-image/instar/internal/durable"
@@ -91,17 +88,9 @@ func (j journal) load() (map[string]*record, error) {
 }
 
 func (j journal) read(name string) (*record, error) {
-	f, err := os.OpenFile(filepath.Join(string(j), name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	data, err := durable.Read(filepath.Join(string(j), name), maxRecord)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxRecord {
-		return nil, fmt.Errorf("longer than %d bytes", maxRecord)
 	}
 	var r record
 	dec := json.NewDecoder(bytes.NewReader(data))

@@ -14,8 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/instar-image/instar/internal/durable"
 )
 
@@ -102,7 +100,7 @@ func (d Dir) Load(id string) (*Task, error) {
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}
-	data, err := readFile(d.path(id, taskSuffix), maxTask)
+	data, err := durable.Read(d.path(id, taskSuffix), maxTask)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w %q", ErrNotFound, id)
 	}
@@ -174,7 +172,7 @@ func (d Dir) SaveResult(id string, r *WorkResult) error {
 
 // result reads how a worker ended; nil if it did not, or did not say.
 func (d Dir) result(id string) (*WorkResult, error) {
-	data, err := readFile(d.path(id, resultSuffix), maxResult)
+	data, err := durable.Read(d.path(id, resultSuffix), maxResult)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -199,23 +197,6 @@ func (d Dir) clean(id string) error {
 		}
 	}
 	return durable.SyncDir(string(d))
-}
-
-// readFile reads a regular file of at most limit bytes.
-func readFile(path string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("longer than %d bytes", limit)
-	}
-	return data, nil
 }
 
 // strict reads one JSON value with no member that is not known.

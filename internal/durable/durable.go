@@ -1,14 +1,15 @@
 // Package durable makes files appear under their names whole and on disk, or
-// not at all, whenever the machine stops.
+// not at all, whenever the machine stops; and reads them back.
 //
 // What goes in: a path and what the file there is to hold. What comes out: that
-// file. It touches the file and its directory, in which a temporary file may be
+// file, or what it holds. It touches the file and its directory, in which a temporary file may be
 // left by a kill: its name begins with [Temp].
 package durable
 
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -79,6 +80,24 @@ func appear(path string, mode fs.FileMode, fill func(*os.File) error, place func
 		return fmt.Errorf("%s is there, but may not outlive a power cut: %w", path, err)
 	}
 	return nil
+}
+
+// Read reads back a file of at most limit bytes. It follows no link, and does not
+// wait where there is a pipe in the file's place.
+func Read(path string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("longer than %d bytes", limit)
+	}
+	return data, nil
 }
 
 // SyncDir puts a directory's names on disk. Filesystems that have no such thing

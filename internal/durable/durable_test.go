@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/instar-image/instar/internal/durable"
 )
 
@@ -118,5 +120,34 @@ func TestSyncDir(t *testing.T) {
 	}
 	if err := durable.SyncDir(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a directory that is not there: %v", err)
+	}
+}
+
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	if err := durable.Replace(path, 0o600, []byte("12345")); err != nil {
+		t.Fatal(err)
+	}
+	for _, limit := range []int64{5, 6, 1 << 40} {
+		if data, err := durable.Read(path, limit); err != nil || string(data) != "12345" {
+			t.Errorf("%d bytes at most: %q, %v", limit, data, err)
+		}
+	}
+	if data, err := durable.Read(path, 4); err == nil {
+		t.Errorf("4 bytes at most: %q", data)
+	}
+	if _, err := durable.Read(filepath.Join(dir, "none"), 4); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("where nothing is: %v", err)
+	}
+	link, pipe := filepath.Join(dir, "link"), filepath.Join(dir, "pipe")
+	if err := errors.Join(os.Symlink("f", link), unix.Mkfifo(pipe, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := durable.Read(link, 5); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("a link: %v", err)
+	}
+	if data, err := durable.Read(pipe, 5); len(data) > 0 { // it does not wait
+		t.Errorf("a pipe: %q, %v", data, err)
 	}
 }
