@@ -3,24 +3,18 @@ package userdata
 import (
 	"bytes"
 	"compress/gzip"
-	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
-
-	"github.com/instar-image/instar/agent/inject/journal"
 )
 
 func must(t *testing.T, err error) {
@@ -252,271 +246,6 @@ func TestClientRefusesMetadata(t *testing.T) {
 	}
 }
 
-// newOptions is a root directory with a journal; what is executed is recorded.
-func newOptions(t *testing.T) (Options, *[]string) {
-	root := t.TempDir()
-	for _, d := range []string{"etc", "run", "usr/bin", "usr/share/zoneinfo/Europe", "var/lib/instar"} {
-		must(t, os.MkdirAll(filepath.Join(root, d), 0o755))
-	}
-	must(t, os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0::/root:/bin/sh\n"), 0o644))
-	must(t, os.WriteFile(filepath.Join(root, "usr/bin/apt-get"), nil, 0o755))
-	must(t, os.WriteFile(filepath.Join(root, "usr/share/zoneinfo/Europe/Rome"), nil, 0o644))
-	must(t, os.Mkdir(filepath.Join(root, "root"), 0o700))
-	d, err := os.Open(filepath.Join(root, "var/lib/instar"))
-	must(t, err)
-	defer d.Close()
-	j, err := journal.Open(d)
-	must(t, err)
-	t.Cleanup(func() { j.Close() })
-	var ran []string
-	return Options{
-		Root: root, Dir: filepath.Join(root, "run"), Instance: "i-1", Journal: j, Output: io.Discard,
-		Client: &http.Client{Transport: replies{}},
-		Exec: func(_ context.Context, argv []string, stdin io.Reader) error {
-			line := strings.Join(argv, " ")
-			if stdin != nil {
-				in, _ := io.ReadAll(stdin)
-				line += " <<" + string(in)
-			}
-			ran = append(ran, strings.ReplaceAll(line, root, ""))
-			return nil
-		},
-		Report: func(string) {},
-	}, &ran
-}
-
-func TestConfig(t *testing.T) {
-	o, ran := newOptions(t)
-	err := Run(t.Context(), o, []byte(`#cloud-config
-runcmd:
-  - echo hello
-  - [ touch, "a b", "it's" ]
-bootcmd: [ "true" ]
-hostname: web-1
-timezone: Europe/Rome
-write_files:
-  - { path: /etc/new/file, content: aGVsbG8=, encoding: b64, permissions: '0600', owner: 'www:www' }
-  - { path: /etc/new/file, content: " world", append: true, permissions: '0600' }
-groups: [ staff2, { ops: [ root ] } ]
-users:
-  - default
-  - { name: eve, groups: "wheel, adm", shell: /bin/bash, sudo: "ALL=(ALL) NOPASSWD:ALL", passwd: $6$x$y }
-ssh_authorized_keys: [ "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c k" ]
-packages: [ nginx ]
-mounts:
-  - [ sdb, /data, ext4 ]
-`))
-	must(t, err)
-	want := []string{
-		"/bin/sh -s <<true\n",
-		"chown -h -- www:www /etc/new/file",
-		"hostname web-1",
-		"mount -- /data",
-		"groupadd staff2", "groupadd ops", "usermod -a -G ops root",
-		"useradd --shell /bin/bash --groups wheel,adm --create-home -- eve",
-		"chpasswd -e <<eve:$6$x$y\n", "usermod -L eve",
-		"env DEBIAN_FRONTEND=noninteractive apt-get -q update",
-		"env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Options::=--force-confold install -- nginx",
-		"/bin/sh -s <<echo hello\n'touch' 'a b' 'it'\\''s'\n",
-	}
-	if diff := cmp.Diff(want, *ran); diff != "" {
-		t.Error(diff)
-	}
-	for name, want := range map[string]string{
-		"etc/new/file": "hello world", "etc/hostname": "web-1\n", "etc/sudoers.d/instar-eve": "eve ALL=(ALL) NOPASSWD:ALL\n",
-		"etc/fstab":                 "/dev/sdb\t/data\text4\tdefaults,nofail\t0\t2\n",
-		"root/.ssh/authorized_keys": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c k\n",
-	} {
-		got, err := os.ReadFile(filepath.Join(o.Root, name))
-		if err != nil || string(got) != want {
-			t.Errorf("%s is %q (%v), want %q", name, got, err, want)
-		}
-	}
-	if target, _ := os.Readlink(filepath.Join(o.Root, "etc/localtime")); target != "/usr/share/zoneinfo/Europe/Rome" {
-		t.Errorf("localtime leads to %q", target)
-	}
-}
-
-func TestConfigRefusals(t *testing.T) {
-	for _, c := range []struct{ name, in, want string }{
-		{"unknown keys", "ntp: {}\napt: {}\nruncmd: [ SECRET ]", "keys that need cloud-init in the image: apt, ntp"},
-		{"not YAML", "a: [ SECRET", "not valid YAML"},
-		{"not a map", "- SECRET", "not a map"},
-		{"key twice", "runcmd: []\nruncmd: [ SECRET ]", "twice"},
-		{"runcmd is no list", "runcmd: { SECRET: x }", "not of the form"},
-		{"hostname is no name", "hostname: 'a b'", "host name"},
-		{"time zone is a path", "timezone: ../../../etc/passwd", "no such time zone"},
-		{"time zone absent", "timezone: Mars/Olympus", "no such time zone"},
-		{"file relative", "write_files: [ { path: etc/x, content: SECRET } ]", "not absolute"},
-		{"file encoding", "write_files: [ { path: /etc/x, content: SECRET, encoding: rot13 } ]", "rot13"},
-		{"file permissions", "write_files: [ { path: /etc/x, content: SECRET, permissions: rw } ]", "octal"},
-		{"file not base64", "write_files: [ { path: /etc/x, content: SECRET!, encoding: b64 } ]", "not base64"},
-		{"user key unknown", "users: [ { name: eve, doas: SECRET } ]", "keys doas"},
-		{"user without name", "users: [ { gecos: x } ]", "no usable name"},
-		{"user with colon", "users: [ { name: 'a:0:0' } ]", "no usable name"},
-		{"user with clear password", "users: [ { name: eve, passwd: SECRET } ]", "crypt(5)"},
-		{"sudo with line break", "users: [ { name: eve, sudo: \"a\\nb\" } ]", "line break"},
-		{"package is an option", "packages: [ --allow-downgrades ]", "plain name"},
-		{"mount with blanks", "mounts: [ [ 'a b', /x ] ]", "unusable field"},
-		{"key is none", "ssh_authorized_keys: [ SECRET ]", "not an SSH public key"},
-		{"alias bomb", "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\nruncmd: [*f,*f,*f]", "form"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			o, _ := newOptions(t)
-			var said []string
-			o.Report = func(s string) { said = append(said, s) }
-			err := Run(t.Context(), o, []byte("#cloud-config\n"+c.in+"\n"))
-			if err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Fatalf("error %v, want %q", err, c.want)
-			}
-			lines, err2 := os.ReadFile(filepath.Join(o.Root, "var/lib/instar/journal"))
-			must(t, err2)
-			if all := err.Error() + strings.Join(said, "") + string(lines); strings.Contains(all, "SECRET") {
-				t.Errorf("told: %s", all)
-			}
-			if o.Journal.State("i-1", Step) != journal.Failed {
-				t.Errorf("journal says %q", o.Journal.State("i-1", Step))
-			}
-		})
-	}
-}
-
-func TestScripts(t *testing.T) {
-	o, _ := newOptions(t)
-	o.Exec = nil
-	var out bytes.Buffer
-	o.Output = &out
-	err := Run(t.Context(), o, []byte(mimeOf(
-		"Content-Type: text/x-shellscript", "#!/bin/sh\necho one $INSTANCE_ID $0 | sed 's|/tmp.*|path|'\nexit 3\n",
-		"Content-Type: text/x-shellscript", "#!/bin/sh\necho two\n",
-		"Content-Type: text/x-shellscript\nContent-Transfer-Encoding: base64", base64.StdEncoding.EncodeToString([]byte("#!/bin/sh\r\ntrue\r\n")),
-		"Content-Type: text/cloud-config", "runcmd: [ 'echo config' ]",
-	)))
-	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "CR LF") {
-		t.Errorf("error %v", err)
-	}
-	if got := out.String(); got != "config\none i-1 path\ntwo\n" {
-		t.Errorf("output %q", got)
-	}
-	if left, _ := filepath.Glob(filepath.Join(o.Dir, "scripts", "*")); len(left) > 0 {
-		t.Errorf("left behind: %q", left)
-	}
-}
-
-// TestScriptsWhereRunIsNoexec is a /run as Debian's initrd mounts it.
-func TestScriptsWhereRunIsNoexec(t *testing.T) {
-	o, _ := newOptions(t)
-	o.Exec = nil
-	var out bytes.Buffer
-	o.Output = &out
-	must(t, unix.Mount("tmpfs", o.Dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID, "size=1m"))
-	t.Cleanup(func() { unix.Unmount(o.Dir, unix.MNT_DETACH) })
-	must(t, Run(t.Context(), o, []byte(mimeOf("Content-Type: text/x-shellscript", "#!/bin/sh\necho one\n", "Content-Type: text/x-shellscript", "#!/bin/sh\necho two\n"))))
-	if got := out.String(); got != "one\ntwo\n" {
-		t.Errorf("output %q", got)
-	}
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	must(t, err)
-	if strings.Contains(string(mounts), filepath.Join(o.Dir, "scripts")) {
-		t.Error("a mount is left behind")
-	}
-}
-
-// TestAtMostOnce kills the run before and after each thing it executes, and
-// after each record of the journal, and starts it again: no part ever runs
-// twice, and what was cut short is told.
-func TestAtMostOnce(t *testing.T) {
-	data := []byte(mimeOf(
-		"Content-Type: text/cloud-config", "runcmd: [ a ]",
-		"Content-Type: text/x-shellscript", script, "Content-Type: text/x-shellscript", script))
-	type killed struct{}
-	for point := 0; ; point++ {
-		o, _ := newOptions(t)
-		counts := make(map[string]int)
-		at := 0
-		tick := func() {
-			if at++; at == point {
-				panic(killed{})
-			}
-		}
-		armed := true
-		o.Exec = func(_ context.Context, argv []string, _ io.Reader) error {
-			if armed {
-				tick()
-			}
-			counts[strings.Join(argv, " ")]++
-			if armed {
-				tick()
-			}
-			return nil
-		}
-		o.Report = func(string) {
-			if armed {
-				tick()
-			}
-		}
-		died := func() (died bool) {
-			defer func() {
-				if r := recover(); r != nil {
-					if _, ok := r.(killed); !ok {
-						panic(r)
-					}
-					died = true
-				}
-			}()
-			must(t, Run(t.Context(), o, data))
-			return false
-		}()
-		armed = false
-		// The next boot.
-		must(t, o.Journal.Close())
-		d, err := os.Open(filepath.Join(o.Root, "var/lib/instar"))
-		must(t, err)
-		o.Journal, err = journal.Open(d)
-		must(t, err)
-		d.Close()
-		var said []string
-		o.Report = func(s string) { said = append(said, s) }
-		must(t, Run(t.Context(), o, data))
-		for what, n := range counts {
-			if n > 1 {
-				t.Errorf("killed at %d: %s ran %d times", point, what, n)
-			}
-		}
-		if died && (o.Journal.State("i-1", Step) != journal.Interrupted || !strings.Contains(strings.Join(said, ""), "interrupted")) {
-			t.Errorf("killed at %d: journal says %q, report %q", point, o.Journal.State("i-1", Step), said)
-		}
-		if !died && point > 0 {
-			if len(counts) != 3 {
-				t.Errorf("only %v ran", counts)
-			}
-			if point < 8 {
-				t.Errorf("only %d points", point)
-			}
-			return
-		}
-	}
-}
-
-// TestIncludeFailureIsNotARun: what could not be fetched is tried at the next boot.
-func TestIncludeFailureIsNotARun(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		o, ran := newOptions(t)
-		data := []byte("#include\nhttp://h/a\n")
-		if err := Run(t.Context(), o, data); err == nil {
-			t.Fatal("no error")
-		}
-		if s := o.Journal.State("i-1", Step); s != "" {
-			t.Errorf("journal says %q", s)
-		}
-		o.Client.Transport = replies{"http://h/a": reply(200, script)}
-		must(t, Run(t.Context(), o, data))
-		if len(*ran) != 1 {
-			t.Errorf("ran %q", *ran)
-		}
-	})
-}
-
 func FuzzParse(f *testing.F) {
 	for _, c := range forms {
 		if len(c.in) < 4096 {
@@ -537,23 +266,6 @@ func FuzzParse(f *testing.F) {
 		}
 		if total > MaxBytes || len(parts) > MaxParts {
 			t.Errorf("%d bytes in %d parts", total, len(parts))
-		}
-	})
-}
-
-func FuzzConfigMap(f *testing.F) {
-	f.Add([]byte("#cloud-config\nruncmd: [a]\n"))
-	f.Add([]byte("a: &a [*a]"))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		keys, err := configMap(data)
-		if err == nil && slices.Contains(slices.Collect(func(y func(bool) bool) {
-			for _, v := range keys {
-				if !y(v == nil) {
-					return
-				}
-			}
-		}), true) {
-			t.Error("a key without a value")
 		}
 	})
 }
