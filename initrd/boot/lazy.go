@@ -158,9 +158,6 @@ func (m *machine) startLazy(ctx context.Context, disk device, img image, t *tick
 	if err := l.serve(ctx, c, f, control); err != nil {
 		return err
 	}
-	if err := spare(l.server.ID()); err != nil {
-		return err
-	}
 	if err := l.mapDevices(dm.New(control), size); err != nil {
 		return err
 	}
@@ -196,18 +193,23 @@ func (l *lazyRoot) serve(ctx context.Context, c *lazyConfig, disk, control *os.F
 		return err
 	}
 	defer log.Close()
-	l.server, err = resident.Start(ctx, resident.Files{Config: config, Disk: disk, Control: control, Session: session}, log)
+	spared, err := spared()
+	if err != nil {
+		return err
+	}
+	defer spared.Close()
+	l.server, err = resident.Start(ctx, resident.Files{Config: config, Disk: disk, Control: control, Session: session, Spared: spared}, log)
 	return err
 }
 
-// spare tells the scripts that end all processes of a system without systemd to
-// leave the server's keeper alone, which starts the server again.
-func spare(pid int) error {
-	const dir = "/run/sendsigs.omit.d" // Debian's sysvinit
+// spared tells Debian's scripts that end all processes of a system without systemd
+// which ones to leave alone.
+func spared() (*os.File, error) {
+	const dir = "/run/sendsigs.omit.d"
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+		return nil, err
 	}
-	return os.WriteFile(dir+"/instar-root", fmt.Appendf(nil, "%d\n", pid), 0o644)
+	return os.OpenFile(dir+"/instar-root", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
 }
 
 // partitionsOf are the partitions of an image, none if it is one filesystem.

@@ -11,7 +11,7 @@ import (
 )
 
 // TestResident runs a guest that writes to a root whose server is killed three
-// times, and once more while the disk is to take its place, and then replaced by it.
+// times, and stopped, and killed once more while the disk is to take its place, and then replaced by it.
 func TestResident(t *testing.T) {
 	kernel, root := qemutest.Kernel(t)
 	dir := t.TempDir()
@@ -29,7 +29,7 @@ func TestResident(t *testing.T) {
 	must(t, os.Truncate(disk, 16<<20))
 	out := qemutest.Run(t, qemutest.Guest{Kernel: kernel, Initrd: file, Args: qemutest.Disk(disk)}, nil)
 	for _, want := range []string{
-		`(GUEST killed: 50 writes later(?s:.*)){3}`, `GUEST hand-over begun`, `the root is on the local disk, which took its place in [0-9.µm]+s`, `GUEST pids \[\]\n`, `GUEST table \[\{0 16711680 25[0-9]:0 0\}\] <nil>`,
+		`(GUEST killed: 50 writes later(?s:.*)){3}`, `(GUEST stopped: 50 writes later(?s:.*)){2}`, `GUEST spared true EOF`, `GUEST hand-over begun`, `the root is on the local disk, which took its place in [0-9.µm]+s`, `GUEST pids \[\] bytes of those spared 0 <nil>`, `GUEST table \[\{0 16711680 25[0-9]:0 0\}\] <nil>`,
 		`GUEST nbd is loaded: false`, `GUEST checked true(?s:.*)GUEST done`,
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {

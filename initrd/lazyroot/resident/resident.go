@@ -16,6 +16,7 @@ package resident
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -48,20 +49,23 @@ type Files struct {
 	Disk    *os.File // the local disk: read and write, O_DIRECT
 	Control *os.File // dm.ControlPath
 	Session *os.File // a memfd that outlives the server
+	Spared  *os.File // a file of a tmpfs that is to list both processes' ids, a line each
 	ready   *os.File // a pipe: how the first start went
 }
 
-func (f Files) list() []*os.File { return []*os.File{f.Config, f.Disk, f.Control, f.Session, f.ready} }
+func (f Files) list() []*os.File {
+	return []*os.File{f.Config, f.Disk, f.Control, f.Session, f.Spared, f.ready}
+}
 
 // inherited are the files of a process that [Start] or the keeper began.
 func inherited() Files {
-	names := []string{"configuration", "disk", "device mapper", "session", "ready"}
+	names := []string{"configuration", "disk", "device mapper", "session", "list of those to spare", "ready"}
 	var list []*os.File
 	for i, n := range names {
 		unix.CloseOnExec(3 + i)
 		list = append(list, os.NewFile(uintptr(3+i), n))
 	}
-	return Files{list[0], list[1], list[2], list[3], list[4]}
+	return Files{list[0], list[1], list[2], list[3], list[4], list[5]}
 }
 
 // Memory makes an anonymous file with the given content, for Files.
@@ -84,9 +88,6 @@ const ioFlusher = 57
 
 // Process is the keeper as its starter sees it.
 type Process struct{ p *os.Process }
-
-// ID is the keeper's process id.
-func (p *Process) ID() int { return p.p.Pid }
 
 // Stop ends both processes, whose nbd device is the caller's to disconnect.
 func (p *Process) Stop() {
@@ -195,7 +196,20 @@ func harden() error {
 	if err := os.WriteFile("self/oom_score_adj", []byte("-1000"), 0); err != nil {
 		return fmt.Errorf("asking not to be killed for memory: %w", err)
 	}
-	return nil
+	return keepGoing()
+}
+
+// spare lists processes as ones that a system's end spares, instead of those
+// before. That it fails does no harm to who is killed and started again.
+func (f Files) spare(pids ...int) {
+	var text []byte
+	for _, pid := range pids {
+		text = fmt.Appendf(text, "%d\n", pid)
+	}
+	_, err := f.Spared.WriteAt(text, 0)
+	if err = errors.Join(err, f.Spared.Truncate(int64(len(text)))); err != nil {
+		fmt.Fprintf(os.Stderr, "<4>instar: root: warning: listing the server's processes: %v\n", err)
+	}
 }
 
 // Pauses of the keeper between a server's end and its next start.
@@ -223,9 +237,11 @@ func keep(ctx context.Context, f Files) error {
 			f.ready = os.Stdin
 		}
 		if err == nil {
+			f.spare(os.Getpid(), cmd.Process.Pid)
 			err = cmd.Wait()
 		}
 		if err == nil {
+			f.spare()
 			return nil
 		}
 		if role == roleServe && cmd.ProcessState != nil && cmd.ProcessState.ExitCode() == exitNotConnected {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -147,6 +148,9 @@ func system() error {
 	if f.Session, err = resident.Memory("session", []byte{0}); err != nil {
 		return err
 	}
+	if f.Spared, err = resident.Memory("spared", nil); err != nil {
+		return err
+	}
 	log, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -189,18 +193,24 @@ func use(f resident.Files) error {
 	}
 	for range 3 {
 		time.Sleep(300 * time.Millisecond)
-		before := w.count.Load()
-		for _, pid := range pids() {
-			if role(pid) != "keep" {
-				unix.Kill(pid, unix.SIGKILL)
+		w.survives("killed", func() {
+			for _, pid := range pids() {
+				if role(pid) != "keep" {
+					unix.Kill(pid, unix.SIGKILL)
+				}
 			}
-		}
-		began := time.Now()
-		for w.count.Load() < before+50 && time.Since(began) < 2*time.Minute {
-			time.Sleep(10 * time.Millisecond)
-		}
-		fmt.Println("GUEST killed: 50 writes later after", time.Since(began).Round(time.Millisecond))
+		})
 	}
+	for range 2 {
+		w.survives("stopped", func() {
+			for _, pid := range pids() {
+				unix.Kill(pid, unix.SIGSTOP)
+			}
+		})
+	}
+	spared := make([]byte, 100)
+	n, err := f.Spared.ReadAt(spared, 0)
+	fmt.Println("GUEST spared", strings.Join(strings.Fields(string(spared[:n])), " ") == strings.Trim(fmt.Sprint(pids()), "[]"), err)
 	for _, pid := range pids() {
 		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		oom, _ := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
@@ -219,7 +229,8 @@ func use(f resident.Files) error {
 	for began := time.Now(); len(pids()) > 0 && time.Since(began) < 2*time.Minute; {
 		time.Sleep(50 * time.Millisecond)
 	}
-	fmt.Println("GUEST pids", pids())
+	st, err := f.Spared.Stat()
+	fmt.Println("GUEST pids", pids(), "bytes of those spared", st.Size(), err)
 	table, err := control.Table(resident.MapName)
 	fmt.Println("GUEST table", table, err)
 	modules, _ := os.ReadFile("/proc/modules")
@@ -305,6 +316,19 @@ func (w *writer) start(name string) (err error) {
 	return nil
 }
 
+// survives does something to the server's processes, and waits until it goes on.
+func (w *writer) survives(what string, do func()) {
+	before := w.count.Load()
+	do()
+	began := time.Now()
+	for w.count.Load() < before+50 && time.Since(began) < 2*time.Minute {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if w.count.Load() >= before+50 {
+		fmt.Printf("GUEST %s: 50 writes later after %v\n", what, time.Since(began).Round(time.Millisecond))
+	}
+}
+
 func (w *writer) stop() error {
 	w.end.Store(true)
 	w.wg.Wait()
@@ -339,6 +363,7 @@ func pids() (list []int) {
 			list = append(list, pid)
 		}
 	}
+	slices.Sort(list)
 	return list
 }
 
