@@ -167,6 +167,7 @@ func createImage(ctx context.Context, o ImageOptions, r Reporter) (res *ImageRes
 	}
 	c.res.Manifest = c.res.Published.Manifest
 	c.storeTrace(ctx)
+	storeOpening(ctx, o.Store, c.res, written.IndexKey, c.volume.lookups(), r)
 	c.res.BytesAdded += c.res.Published.Size + c.res.Published.KeysSize
 	c.res.Flawed = c.volume.Flawed() + len(c.volume.Root.Problems) + len(c.volume.Changes())
 	return c.res, nil

@@ -220,6 +220,7 @@ func importImage(ctx context.Context, o ImportOptions, d ImportDisk, r Reporter)
 		return nil, err
 	}
 	res.Manifest = res.Published.Manifest
+	storeOpening(ctx, o.Store, res, written.IndexKey, beginning, r)
 	res.BytesAdded += res.Published.Size + res.Published.KeysSize
 	return res, nil
 }

@@ -64,7 +64,7 @@ func isCollectable(key string) bool {
 		return false
 	}
 	n, err := ParseName(part[3])
-	return err == nil && (key == KeysKey(part[1], n) || key == TraceKey(part[1], n))
+	return err == nil && (key == KeysKey(part[1], n) || key == TraceKey(part[1], n) || key == OpeningKey(part[1], n))
 }
 
 // MaxRun is the most bytes that a run's document has.

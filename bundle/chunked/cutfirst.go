@@ -12,6 +12,7 @@ const (
 type first struct {
 	rank map[int64]int32 // by number of the block in the stream
 	data [][]byte        // by rank; nil: not seen, or zero
+	meta []bool          // by rank: it is the filesystem's own
 }
 
 func newFirst(ranges []Range, size int64) *first {
@@ -30,7 +31,7 @@ func newFirst(ranges []Range, size int64) *first {
 			}
 		}
 	}
-	f.data = make([][]byte, len(f.rank))
+	f.data, f.meta = make([][]byte, len(f.rank)), make([]bool, len(f.rank))
 	return f
 }
 
@@ -57,11 +58,12 @@ func (f *first) any(pos int64, n int) bool {
 }
 
 // take copies a block if it is one, and reports whether it is.
-func (f *first) take(pos int64, p []byte) bool {
+func (f *first) take(pos int64, p []byte, meta bool) bool {
 	if len(p) != blockSize || !f.has(pos) {
 		return false
 	}
-	f.data[f.rank[pos/blockSize]] = bytes.Clone(p)
+	rank := f.rank[pos/blockSize]
+	f.data[rank], f.meta[rank] = bytes.Clone(p), meta
 	return true
 }
 
@@ -75,13 +77,14 @@ func (c *Cutter) FirstOf(pos int64, p []byte) {
 	for len(p) > 0 {
 		k := min(blockSize, len(p))
 		if !bytes.Equal(p[:k], c.zero[:k]) {
-			c.first.take(pos, p[:k])
+			c.first.take(pos, p[:k], false)
 		}
 		pos, p = pos+int64(k), p[k:]
 	}
 }
 
-// endFirst makes chunks of what was gathered.
+// endFirst makes chunks of what was gathered: first of the filesystem's own blocks, which
+// others than a boot want without the files' (SPEC.md §10.1), then of those.
 func (c *Cutter) endFirst() error {
 	if c.first == nil {
 		return nil
@@ -90,6 +93,16 @@ func (c *Cutter) endFirst() error {
 	for b, rank := range c.first.rank {
 		at[rank] = b * blockSize
 	}
+	for _, meta := range []bool{true, false} {
+		if err := c.firstOf(at, meta); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// firstOf makes chunks of the blocks of one kind; at are their positions, by rank.
+func (c *Cutter) firstOf(at []int64, meta bool) error {
 	var b []byte
 	var runs []run
 	flush := func() error {
@@ -102,7 +115,7 @@ func (c *Cutter) endFirst() error {
 		return err
 	}
 	for rank, p := range c.first.data {
-		if p == nil {
+		if p == nil || c.first.meta[rank] != meta {
 			continue
 		}
 		if b == nil {

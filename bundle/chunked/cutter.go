@@ -161,7 +161,7 @@ func (c *Cutter) Data(off, pos int64, p []byte, release func()) error {
 func (c *Cutter) smallData(pos int64, p []byte) error {
 	for len(p) > 0 {
 		k := min(blockSize, len(p))
-		if !bytes.Equal(p[:k], c.zero[:k]) && !c.first.take(pos, p[:k]) {
+		if !bytes.Equal(p[:k], c.zero[:k]) && !c.first.take(pos, p[:k], false) {
 			if len(c.group.b)+k > groupMax { // it is larger than was said
 				if err := c.flush(&c.group); err != nil {
 					return err
@@ -197,7 +197,7 @@ func (c *Cutter) cellData(n, pos int64, p []byte, h *hold) error {
 	}
 	for len(p) > 0 {
 		k := min(blockSize, len(p))
-		if !bytes.Equal(p[:k], c.zero[:k]) && !c.first.take(pos, p[:k]) {
+		if !bytes.Equal(p[:k], c.zero[:k]) && !c.first.take(pos, p[:k], false) {
 			c.part.append(c.w, pos, p[:k])
 		}
 		pos, p = pos+int64(k), p[k:]
@@ -213,7 +213,7 @@ func (c *Cutter) Metadata(pos int64, p []byte, release func()) error {
 	}
 	for len(p) > 0 {
 		k := min(int64(len(p)), blockSize)
-		if !bytes.Equal(p[:k], c.zero[:k]) && !c.first.take(pos, p[:k]) {
+		if !bytes.Equal(p[:k], c.zero[:k]) && !c.first.take(pos, p[:k], true) {
 			if n := len(c.meta.runs); n > 0 && c.meta.runs[n-1].pos/metaSize != pos/metaSize {
 				if err := c.endMeta(); err != nil {
 					return err

@@ -36,6 +36,12 @@ type Rereader interface {
 	RereadPack(ctx context.Context, n Name, off int64, p []byte) error
 }
 
+// Holder is what a [Source] implements that has some of what it gives at hand.
+type Holder interface {
+	// Holds tells whether ReadPack gives what is at a location without asking a store.
+	Holds(at Location) bool
+}
+
 // ErrNotMoved is what [Mover] fails with if nothing is known of a chunk.
 var ErrNotMoved = errors.New("not moved")
 
@@ -81,6 +87,12 @@ func OpenIndex(ctx context.Context, src Source, n Name, size int64, k Key) (*Ind
 
 // Root is the decoded root. It is not to be changed.
 func (x *Index) Root() *Root { return x.root }
+
+// Holds tells whether the index's source has a chunk at hand ([Holder]).
+func (x *Index) Holds(c *Chunk) bool {
+	h, ok := x.src.(Holder)
+	return ok && h.Holds(c.At)
+}
 
 // Segments gives all segments of all streams, ascending by name, none twice.
 func (x *Index) Segments() []ObjectSize {

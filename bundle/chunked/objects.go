@@ -45,6 +45,11 @@ func KeysKey(image string, n Name) string { return ImageFolder(image) + "keys/" 
 // TraceKey is where the boot trace of manifest n of an image is.
 func TraceKey(image string, n Name) string { return ImageFolder(image) + "traces/" + n.String() }
 
+// OpeningKey is where the opening of manifest n of an image is.
+func OpeningKey(image string, n Name) string {
+	return ImageFolder(image) + "openings/" + n.String()
+}
+
 // HeadKey is where one reads which manifest of an image is the newest.
 func HeadKey(image string) string { return ImageFolder(image) + "head" }
 

@@ -67,7 +67,7 @@ func (a *app) openView(ctx context.Context, o *viewOptions, ref string, alarm fu
 	if v.img, err = a.resolve(ctx, st, ref, &o.fresh); err != nil {
 		return nil, err
 	}
-	index, key, err := v.img.OpenKeyed(ctx, st.Source())
+	index, key, err := v.img.OpenFirst(ctx, st.Source(), func(err error) { alarm(lazyroot.Alarm{Source: "the store", Err: err}) })
 	if err != nil {
 		return nil, explainKeys(err)
 	}

@@ -130,7 +130,16 @@ func (f *fetcher) get(list, extra []want) []*piece {
 			})
 		}
 	}
-	for _, batch := range f.batches(mine) {
+	// What is at hand is no part of a range that a store is asked for, and waits for none.
+	var far []*piece
+	for _, x := range mine {
+		if f.img.held(&x.c) {
+			f.wg.Go(func() { f.fetch([]*piece{x}) })
+			continue
+		}
+		far = append(far, x)
+	}
+	for _, batch := range f.batches(far) {
 		f.wg.Go(func() {
 			select {
 			case f.demand <- struct{}{}:

@@ -194,6 +194,9 @@ func (i *Image) extents(ctx context.Context, from, to int64) ([]chunked.Extent, 
 	}
 }
 
+// held tells whether a chunk is at hand: reading it asks no store.
+func (i *Image) held(c *chunked.Chunk) bool { return i.views[0].index.Holds(c) }
+
 // blame tells of an error of a source if it is about the bytes.
 func (i *Image) blame(v *view, err error) error {
 	err = fmt.Errorf("%s: %w", v.name, err)

@@ -1,8 +1,10 @@
 package lazyroot
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/instar-image/instar/bundle/chunked"
@@ -86,8 +88,10 @@ func (d *Device) readImage(ctx context.Context, p []byte, off int64) error {
 			mine = append(mine, e)
 		}
 	}
-	if d.img.o.Around > 0 && len(needed) > 0 {
-		if beside, err = d.around(ctx, needed[0].Chunk.At, off, hits); err != nil {
+	// What is at hand is no reason to ask a store for what lies around or ahead of it.
+	far := slices.IndexFunc(needed, func(e chunked.Extent) bool { return !d.img.held(&e.Chunk) })
+	if d.img.o.Around > 0 && far >= 0 {
+		if beside, err = d.around(ctx, &needed[far].Chunk, off, hits); err != nil {
 			return fail(err)
 		}
 	}
@@ -97,7 +101,9 @@ func (d *Device) readImage(ctx context.Context, p []byte, off int64) error {
 	for _, x := range pieces {
 		byDigest[x.c.Digest] = x
 	}
-	d.readAhead(ctx, off, end)
+	if far >= 0 {
+		d.readAhead(ctx, off, end)
+	}
 	at := off
 	for n := range needed {
 		e := needed[n]
@@ -118,21 +124,64 @@ func (d *Device) readImage(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// around gives the extents whose chunks lie beside one in its pack.
-func (d *Device) around(ctx context.Context, at chunked.Location, off int64, but map[chunked.Digest]bool) ([]chunked.Extent, error) {
+// around gives the extents whose chunks lie beside one in its pack, as far as one
+// range brings them with it.
+func (d *Device) around(ctx context.Context, c *chunked.Chunk, off int64, but map[chunked.Digest]bool) ([]chunked.Extent, error) {
 	const span = 256 << 20 // a segment has what the others of it have
 	list, err := d.img.extents(ctx, off/span*span, off/span*span+span)
 	if err != nil {
 		return nil, err
 	}
+	at := c.At
 	var beside []chunked.Extent
 	for _, e := range list {
 		if a := e.Chunk.At; a.Pack == at.Pack && a.Offset > at.Offset-d.img.o.Around && a.Offset < at.Offset+d.img.o.Around &&
-			!but[e.Chunk.Digest] {
+			!but[e.Chunk.Digest] && !d.img.held(&e.Chunk) {
 			beside = append(beside, e)
 		}
 	}
-	return d.missing(beside), nil
+	return d.oneRange(c, d.missing(beside)), nil
+}
+
+// oneRange leaves of extents those that a range with c in it has room for.
+func (d *Device) oneRange(c *chunked.Chunk, list []chunked.Extent) []chunked.Extent {
+	slices.SortStableFunc(list, func(a, b chunked.Extent) int { return cmp.Compare(a.Chunk.At.Offset, b.Chunk.At.Offset) })
+	right, _ := slices.BinarySearchFunc(list, c.At.Offset, func(e chunked.Extent, off int64) int { return cmp.Compare(e.Chunk.At.Offset, off) })
+	left := right - 1
+	from, to := c.At.Offset, c.At.Offset+int64(c.At.Sealed)
+	bytes, plain := farFactor*int64(rangeBytes), farFactor*plainBytes-c.Size
+	taken := map[chunked.Digest]bool{}
+	take := func(x *chunked.Chunk) bool {
+		lo, hi := min(from, x.At.Offset), max(to, x.At.Offset+int64(x.At.Sealed))
+		if gap := (hi - lo) - (to - from) - int64(x.At.Sealed); !taken[x.Digest] && (gap > rangeGap || hi-lo > bytes || x.Size > plain) {
+			return false
+		}
+		if !taken[x.Digest] {
+			taken[x.Digest] = true
+			from, to, plain = lo, hi, plain-x.Size
+		}
+		return true
+	}
+	// Outwards, and on the side that is nearer first.
+	first, last := right, right
+	for left >= 0 || right < len(list) {
+		if left >= 0 && (right == len(list) || from-list[left].Chunk.At.Offset <= list[right].Chunk.At.Offset-to) {
+			if !take(&list[left].Chunk) {
+				left = -1
+				continue
+			}
+			first = left
+			left--
+			continue
+		}
+		if !take(&list[right].Chunk) {
+			right = len(list)
+			continue
+		}
+		right++
+		last = right
+	}
+	return list[first:last]
 }
 
 // sequences remembers where the last reads from the image ended.

@@ -45,7 +45,8 @@ type Adopted struct {
 
 // Adopt makes a version of an image from another store one of this store's: its
 // packs, index, key and manifest, byte for byte, in the order of SPEC.md §11,
-// the head last. Every object's digest is compared with its name: on its way, or
+// the head last, and then what lies beside the version, boot trace and opening, if it is
+// there. Every object's digest is compared with its name: on its way, or
 // where the server copied it or it was here before, read back from here. Only
 // what is missing is copied, so the same call goes on after an interruption.
 // With [ErrCollected] garbage collection came between: call it again.
@@ -122,7 +123,7 @@ func (s *Store) adopt(ctx context.Context, img *Image, o AdoptOptions) (_ *Adopt
 			return nil, err
 		}
 		if ok {
-			return &a.out, nil
+			return &a.out, a.hints(ctx)
 		}
 	}
 	return nil, fmt.Errorf("%w: its head", ErrBusy)
@@ -333,6 +334,38 @@ func (a *adoption) publish(ctx context.Context, object, keysObject []byte) (bool
 		return true, a.addRecipients(ctx)
 	}
 	return true, nil
+}
+
+// hints copies what lies beside the version: its boot trace, if readers here believe
+// who signed it, and its opening. What is here already stays.
+func (a *adoption) hints(ctx context.Context) error {
+	image, n := a.img.Manifest.Name, a.img.Name
+	for _, hint := range []struct {
+		key   string
+		limit int64
+		good  func([]byte) error
+	}{
+		{chunked.TraceKey(image, n), maxTrace, func(b []byte) error {
+			_, _, err := chunked.OpenTrace(b, a.s.opt.Trust, image, n)
+			return err
+		}},
+		{chunked.OpeningKey(image, n), chunked.MaxOpening, func(b []byte) error {
+			_, err := chunked.DecodeOpening(b)
+			return err
+		}},
+	} {
+		b, _, err := a.from.get(ctx, hint.key, hint.limit)
+		if errors.Is(err, upload.ErrNotExist) || err == nil && hint.good(b) != nil {
+			continue
+		}
+		if err == nil {
+			err = a.s.putIf(ctx, hint.key, b, "")
+		}
+		if err != nil && !errors.Is(err, upload.ErrExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // withdrawn refuses to go behind versions of which none is left: the version

@@ -166,9 +166,9 @@ func (s *Store) which(ctx context.Context, r Ref, old *storedHead) (chunked.Name
 	return img.Name, nil
 }
 
-// removeVersion deletes a version that no head lists: manifest, key, trace.
+// removeVersion deletes a version that no head lists: manifest, key, trace, opening.
 func (s *Store) removeVersion(ctx context.Context, image string, n chunked.Name) error {
-	return s.deleteInOrder(ctx, chunked.ManifestKey(image, n), chunked.KeysKey(image, n), chunked.TraceKey(image, n))
+	return s.deleteInOrder(ctx, chunked.ManifestKey(image, n), chunked.KeysKey(image, n), chunked.TraceKey(image, n), chunked.OpeningKey(image, n))
 }
 
 // deadManifests are those that can never be published any more: the head does

@@ -318,7 +318,7 @@ func (m *marks) live(key string) bool {
 		return len(m.uses[n]) > 0
 	}
 	if image, rest, ok := imageOf(key); ok {
-		for _, folder := range []string{"keys", "traces"} {
+		for _, folder := range []string{"keys", "traces", "openings"} {
 			if n, ok := named(rest, folder); ok {
 				d := m.byName[n]
 				return d != nil && d.image == image

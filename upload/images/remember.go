@@ -84,20 +84,6 @@ func (s *Store) getRecalled(ctx context.Context, key string, n chunked.Name, siz
 	return b, err
 }
 
-// OpenKeyed is OpenWith, and tells the index's key, for what is bound to the
-// image.
-func (i *Image) OpenKeyed(ctx context.Context, src chunked.Source) (*chunked.Index, chunked.Key, error) {
-	key, err := i.recalledKey()
-	if err != nil {
-		key, err = i.IndexKey(ctx)
-	}
-	if err != nil {
-		return nil, chunked.Key{}, err
-	}
-	x, err := i.openIndex(ctx, src, key)
-	return x, key, err
-}
-
 var errNotRecalled = errors.New("not remembered")
 
 // recalledKey is the index's key out of what is remembered: a wrong one would

@@ -200,6 +200,14 @@ func (c *scrub) below(ctx context.Context, image, rest, key string, count func()
 		}
 		return err
 	}
+	if _, ok := named(rest, "openings"); ok {
+		count()
+		b, _, err := c.s.get(ctx, key, chunked.MaxOpening)
+		if err == nil {
+			_, err = chunked.DecodeOpening(b)
+		}
+		return err
+	}
 	return nil
 }
 

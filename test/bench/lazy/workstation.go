@@ -99,10 +99,12 @@ func (b *bencher) mount(ctx context.Context, m *minio, way *way) (o opening, err
 	return o, err
 }
 
-// first is how many requests there were until the first of a pack was answered, without
-// which nothing of the disk is given.
+// first is how many requests there were until the first that gave something of the disk
+// was answered: of the image's opening, or of a pack.
 func (o *opening) first() int {
-	return 1 + slices.IndexFunc(o.list, func(r fetched) bool { return strings.HasPrefix(r.path, "/"+bucket+"/packs/") })
+	return 1 + slices.IndexFunc(o.list, func(r fetched) bool {
+		return strings.HasPrefix(r.path, "/"+bucket+"/packs/") || strings.Contains(r.path, "/openings/")
+	})
 }
 
 // kinds says how many requests were for what kind of object: the first part of their
