@@ -84,18 +84,17 @@ func newVerify(a *app) *cobra.Command {
 	var o verifyOptions
 	const test = "verify"
 	cmd := a.named("verify [IMAGE]...", "check images of a store, or an EC2 bundle", `
-With IMAGE or --store: checks images of a store without writing anything, all
-versions of all images if none is named. Signatures, keys and the index are
-checked, and that every pack is there with its size; --read-data reads and checks
-the data too. What is damaged is told by version, range and file. --scrub reads
-every object of the store and needs no key: whoever keeps the store can do it.
+Checks, without writing anything, images of a store, or one EC2 bundle if an option
+speaks of it. Exit status 4 says that something is not right, and what.
 
-Checks a bundle in a directory or a bucket without writing anything: who signed
-it, that every part is there, has its size and its digest and, given a key that
-opens it, that the archive within is what the manifest says. Exit status 4 says
-that something is not right, and what.
+Of images, all versions of all if none is named, the signatures, keys and the index
+are checked, and that every pack is there with its size; --read-data reads and
+checks the data too. What is damaged is told by version, range and file. --scrub
+reads every object of the store and needs no key: whoever keeps the store can do it.
 
-What the format does not sign (version, bundler) is shown as such.`, `
+Of a bundle, in a directory or a bucket, is checked who signed it, that every part is
+there, has its size and its digest and, given a key that opens it, that the archive
+within is what the manifest says. What the format does not sign (version, bundler) is shown as such.`, `
   instar verify web-1 --store s3://images/fleet --read-data
   instar verify --store s3://images/fleet
   instar verify --scrub --store s3://images/fleet
@@ -104,11 +103,16 @@ What the format does not sign (version, bundler) is shown as such.`, `
 		func(ctx context.Context, _ []string) error { return runVerify(ctx, a, &o) })
 	bundles := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 && givenOf(cmd, imageFlags) == "" {
+		ofBundle := givenOf(cmd, bundleOnly)
+		ofImages := len(args) > 0 || givenOf(cmd, imageFlags) != ""
+		if !ofImages && ofBundle != "" {
 			return bundles(cmd, args)
 		}
-		if n := givenOf(cmd, bundleOnly); n != "" {
-			return usagef("--%s is about EC2 bundles: it does not go with images", n)
+		if !ofImages && a.conf.Get("store").Text == "" {
+			return withHint(usagef("nothing is named that is to be checked"), "--store STORE checks its images, --manifest FILE a bundle.")
+		}
+		if ofBundle != "" {
+			return usagef("--%s is about EC2 bundles: it does not go with images", ofBundle)
 		}
 		return verifyImages(cmd.Context(), a, &o, args)
 	}
