@@ -50,18 +50,18 @@ func newLaunch(a *app) *cobra.Command {
 	const test, testLazy, testRecord, testCatalog = "TestLaunch", "TestLaunchLazy", "TestRecordTrace", "catalog-launch"
 	cmd := a.command("launch", "boot a bundle or an image in a virtual machine here, with your SSH key in it", `
 Opens a bundle (signature first, every part before it is decrypted) or an Instar
-image, or takes the disk image of --disk, and boots it in QEMU with a metadata server of its own: with your SSH keys, hostname and user
-data, by the image's own kernel. It says how to log in, runs until the machine
-powers off or Ctrl-C, and leaves nothing behind. What the machine writes is
-thrown away unless --keep is given with --disk; a reboot keeps it. Metadata is
-at http://169.254.169.254 in the machine, as long as it runs; of the machine's
-connections only those go elsewhere than they say. No privilege is needed.
+image, or takes the disk image of --disk, and boots it in QEMU with a metadata
+server of its own: with your SSH keys, hostname and user data, by the image's own
+kernel. It says how to log in, runs until the machine powers off or Ctrl-C, and
+leaves nothing behind. What the machine writes is thrown away unless --keep is
+given with --disk; a reboot keeps it. Metadata is at http://169.254.169.254 in the
+machine, as long as it runs; of the machine's connections only those go elsewhere
+than they say. No privilege is needed.
 
 With --lazy nothing but the kernel and the initrd of an Instar image is fetched
 before: the machine runs while its disk is filled, through this command, which
-has the store's credentials. --disk names the disk, which
-is filled further, or is complete, the next time, if --keep is given.
-docs/lazyroot.md tells more.
+has the store's credentials. --disk names the disk, which is filled further, or is
+complete, the next time, if --keep is given. docs/lazyroot.md tells more.
 
 --record-trace notes what of an Instar image's disk the machine reads while it
 boots, until --record-for seconds after its sshd answers or until it powers off;

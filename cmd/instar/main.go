@@ -1,5 +1,10 @@
-// Command instar captures a machine's root filesystem into a bundle on
-// S3-compatible storage and brings it back.
+// Command instar captures a running machine's root filesystem into S3-compatible
+// storage or a directory, as an Instar image or as an EC2 bundle, brings it back,
+// boots it, and runs what belongs to that: the agent of a machine, the servers of
+// metadata and of a catalog, the cache of a host.
+//
+// A file here is a command's options and help (restore.go) or what it does
+// (run_restore.go); what is done is done by the packages of the module.
 //
 // It speaks as ec2-ami-tools and euca2ools do: a link named ec2-bundle-vol or
 // euca-bundle-vol is the command bundle-vol with that family's conventions.

@@ -44,7 +44,7 @@ the socket may steer the server: file permissions decide that.`, `
 
 	// add adds a subcommand of n arguments, or with n < 0 of at least -n.
 	add := func(use, short string, n int, run func(context.Context, *server.Client, []string) error) {
-		cmd := a.command(use, short, "Talks to a running metadata server: "+short+".", "  instar metadata ctl "+use, nil)
+		cmd := a.command(use, short, "Talks to a running metadata server over its control socket:\n"+short+".", "  instar metadata ctl "+use, nil)
 		cmd.Args = exactArgs(a, n, fmt.Sprintf("usage: metadata ctl %s", use))
 		if n < 0 {
 			cmd.Args = func(_ *cobra.Command, args []string) error {

@@ -250,7 +250,11 @@ func (a *app) showRecord(m *catalog.Image) error {
 	line("location", "%s", shown(m.Location))
 	line("manifest", "%s", m.Digest)
 	line("signed by", "%s", m.Signer)
-	line("machine", "%s, %s, %s, root %s on %s", m.Architecture, m.Type, m.VirtualizationType, m.RootDeviceType, m.RootDeviceName)
+	root := m.RootDeviceType
+	if m.RootDeviceName != "" {
+		root += " on " + m.RootDeviceName
+	}
+	line("machine", "%s, %s, %s, root %s", m.Architecture, m.Type, m.VirtualizationType, root)
 	line("kernel", "%s", strings.TrimSpace(m.Kernel+" "+m.Ramdisk))
 	line("size", "%s, %s stored", ui.Size(m.Size), ui.Size(m.Stored))
 	for _, d := range m.BlockDevices {

@@ -94,7 +94,8 @@ reads every object of the store and needs no key: whoever keeps the store can do
 
 Of a bundle, in a directory or a bucket, is checked who signed it, that every part is
 there, has its size and its digest and, given a key that opens it, that the archive
-within is what the manifest says. What the format does not sign (version, bundler) is shown as such.`, `
+within is what the manifest says. What the format does not sign (version, bundler)
+is shown as such.`, `
   instar verify web-1 --store s3://images/fleet --read-data
   instar verify --store s3://images/fleet
   instar verify --scrub --store s3://images/fleet
