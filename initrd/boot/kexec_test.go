@@ -25,7 +25,7 @@ func TestBootKexec(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(dir, "boot", "vmlinuz-5.10.0-99-older"), []byte("no kernel"), 0o600))
 		modules := filepath.Join(dir, "lib/modules", release)
 		must(t, os.MkdirAll(modules, 0o755))
-		if out, err := exec.Command("sh", "-c", `cd "$1/lib/modules/$3" && cp -r --parents modules.builtin modules.order kernel/drivers/virtio kernel/drivers/block/virtio_blk.ko "$2" && depmod -b "$4" "$3"`,
+		if out, err := exec.Command("sh", "-c", `cd "$1/lib/modules/$3" && cp -r --parents modules.builtin modules.order kernel/drivers/virtio kernel/drivers/block/virtio_blk.ko* "$2" && depmod -b "$4" "$3"`,
 			"sh", unpacked, modules, release, dir).CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}

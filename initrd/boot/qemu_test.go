@@ -40,6 +40,12 @@ func must(t testing.TB, err error) {
 func buildInitrd(t testing.TB, c boot.Config) (kernel, file string) {
 	t.Helper()
 	kernel, root := qemutest.Kernel(t)
+	return kernel, buildInitrdFor(t, root, c)
+}
+
+// buildInitrdFor is buildInitrd with the modules in a root directory.
+func buildInitrdFor(t testing.TB, root string, c boot.Config) (file string) {
+	t.Helper()
 	file = filepath.Join(t.TempDir(), "initrd")
 	f, err := os.Create(file)
 	must(t, err)
@@ -50,7 +56,7 @@ func buildInitrd(t testing.TB, c boot.Config) (kernel, file string) {
 		Compression: initrd.None, // packed ones boot in the tests of launch
 	}, f)
 	must(t, err)
-	return kernel, file
+	return file
 }
 
 // cloud is a metadata server that can be made to misbehave.

@@ -163,8 +163,8 @@ tar -C "$2" -xf "$1"
 cp "$3" "$2/boot/"
 mkdir -p "$2/usr/lib/modules/$5"
 cd "$4/lib/modules/$5"
-cp -r --parents modules.builtin kernel/drivers/virtio kernel/drivers/net/virtio_net.ko kernel/drivers/net/net_failover.ko \
-	kernel/net/core kernel/drivers/block/virtio_blk.ko kernel/drivers/block/nbd.ko kernel/drivers/md/dm-mod.ko kernel/drivers/char/hw_random "$2/usr/lib/modules/$5/"
+cp -r --parents modules.builtin kernel/drivers/virtio kernel/drivers/net/virtio_net.ko* kernel/drivers/net/net_failover.ko* \
+	kernel/net/core kernel/drivers/block/virtio_blk.ko* kernel/drivers/block/nbd.ko* kernel/drivers/md/dm-mod.ko* kernel/drivers/char/hw_random "$2/usr/lib/modules/$5/"
 printf 'UUID=aaaa / ext4 defaults 0 1\nUUID=bbbb /home ext4 defaults 0 2\nUUID=cccc none swap sw 0 0\n' >"$2/etc/fstab"`,
 		strings.TrimSpace(string(out)), root, kernel, modules, release)
 	return root

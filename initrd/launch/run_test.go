@@ -163,7 +163,7 @@ truncate -s 64M disk
 // TestLaunchARM64 boots a small root by an arm64 kernel, initrd and init.
 func TestLaunchARM64(t *testing.T) {
 	t.Parallel()
-	kernel, modules := qemutest.KernelFor(t, "arm64")
+	kernel, modules := qemutest.KernelFor(t, qemutest.Stable, "arm64")
 	init := qemutest.BuildProgramFor(t, "arm64", "github.com/instar-image/instar/cmd/instar-init")
 	disk, userData := smallRoot(t, "arm64", t.TempDir())
 	_, pub := sshKey(t)

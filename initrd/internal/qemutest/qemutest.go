@@ -12,77 +12,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
 
 // Limit ends a guest that hangs. It is no measure of anything.
 const Limit = 8 * time.Minute
-
-// Kernel is Debian's cloud kernel for amd64 and the root directory with its
-// modules.
-func Kernel(t testing.TB) (kernel, root string) {
-	t.Helper()
-	return KernelFor(t, "amd64")
-}
-
-// KernelFor is Debian's cloud kernel for an architecture, as Go and Debian name
-// it, and the root directory with its modules. The package is downloaded once a
-// user and unpacked, not installed.
-func KernelFor(t testing.TB, arch string) (kernel, root string) {
-	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
-	}
-	dir := filepath.Join(cache, "instar", "kernel")
-	if arch != "amd64" {
-		dir += "-" + arch
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	root = filepath.Join(dir, "root")
-	if _, err := os.Stat(root); err != nil {
-		download(t, dir, arch)
-	}
-	found, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
-	if err != nil || len(found) != 1 {
-		t.Fatalf("kernels in %s: %q %v", root, found, err)
-	}
-	return found[0], root
-}
-
-// download unpacks the kernel package, on which a package without files
-// depends, to dir/root. For another architecture than the machine's, apt keeps
-// package lists of its own in dir.
-func download(t testing.TB, dir, arch string) {
-	t.Helper()
-	script := `set -eu
-cd "$1"; rm -rf new; mkdir new; cd new
-apt= update=
-if [ "$2" != "$(dpkg --print-architecture)" ]; then
-	mkdir -p lists/partial cache/archives/partial
-	apt="-o APT::Architecture=$2 -o APT::Architectures=$2 -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache -o APT::Sandbox::User=root"
-	apt-get $apt -q update || true
-fi
-find() { apt-cache $apt depends "linux-image-cloud-$2" 2>/dev/null | sed -n 's/^ *Depends: //p' | grep -m1 '^linux-image-'; }
-pkg=$(find "$@") || { apt-get $apt -q update || true; pkg=$(find "$@"); }
-apt-get $apt -q download "$pkg"
-mkdir root; dpkg-deb -x ./*.deb root; mv root ../root; cd ..; rm -rf new`
-	if out, err := exec.Command("sh", "-c", script, "sh", dir, arch).CombinedOutput(); err != nil {
-		t.Fatalf("downloading Debian's cloud kernel for %s: %v\n%s", arch, err, out)
-	}
-}
 
 // Init builds cmd/instar-init and returns the path of the executable.
 func Init(t testing.TB) string {
@@ -175,9 +110,10 @@ func Disk(file string) []string {
 	return []string{"-drive", "file=" + file + ",format=raw,if=virtio,cache=unsafe"}
 }
 
-// faster are parameters for an emulated processor: without its self-tests, and
-// without what guards one kernel from what runs beside it.
-const faster = "no_timer_check quiet panic=-1 cryptomgr.notests mitigations=off nokaslr "
+// emulated are parameters for an emulated processor: without what is wrong in it
+// (package launch says what), without self-tests, and without what guards one
+// kernel from what runs beside it.
+const emulated = "no_timer_check quiet clearcpuid=141 panic=-1 cryptomgr.notests mitigations=off nokaslr "
 
 // Run runs the guest until it powers off and returns what its console showed.
 // stop, if not nil, is asked with every piece of output and kills the machine
@@ -198,7 +134,7 @@ func run(t testing.TB, g Guest, out *console, cut <-chan struct{}) string {
 	args := append([]string{
 		// Page tables of four levels cost an emulated processor less than of five.
 		"-accel", "tcg", "-cpu", "max,la57=off", "-m", memory, "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio",
-		"-kernel", unpacked(t, g.Kernel), "-initrd", g.Initrd, "-append", "console=ttyS0 " + faster + g.Append,
+		"-kernel", unpacked(t, g.Kernel), "-initrd", g.Initrd, "-append", "console=ttyS0 " + emulated + g.Append,
 	}, g.Args...)
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	out.kill = func() { cmd.Process.Kill() }

@@ -11,16 +11,27 @@ import (
 )
 
 // TestResident runs a guest that writes to a root whose server is killed three
-// times, and stopped, and killed once more while the disk is to take its place, and then replaced by it.
+// times, and stopped, and killed once more while the disk is to take its place, and then replaced by it:
+// by a kernel of either way to set up block devices.
 func TestResident(t *testing.T) {
-	kernel, root := qemutest.Kernel(t)
+	guest := qemutest.BuildProgram(t, "./testdata/guest")
+	for _, r := range []qemutest.Release{qemutest.Stable, qemutest.Newer} {
+		t.Run(string(r), func(t *testing.T) {
+			t.Parallel()
+			kernel, root := qemutest.KernelFor(t, r, "amd64")
+			resident(t, guest, kernel, root)
+		})
+	}
+}
+
+func resident(t *testing.T, guest, kernel, root string) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "initrd")
 	f, err := os.Create(file)
 	must(t, err)
 	defer f.Close()
 	_, err = initrd.Build(t.Context(), initrd.Options{
-		Init: qemutest.BuildProgram(t, "./testdata/guest"), Modules: os.DirFS(root),
+		Init: guest, Modules: os.DirFS(root),
 		ModuleNames: []string{"virtio_pci", "virtio_blk", "dm_mod", "nbd"},
 	}, f)
 	must(t, err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
 
@@ -53,13 +54,12 @@ func unpacked(t testing.TB, kernel string) string {
 	return plain
 }
 
-// errOtherwise: a kernel is not packed by LZ4.
+// errOtherwise: a kernel is packed in a way that no kernel of Debian's is.
 var errOtherwise = errors.New("it is packed otherwise")
 
 // vmlinux unpacks a bzImage (Linux, Documentation/arch/x86/boot.rst): its payload is
-// a frame of LZ4's legacy format, then the length of what was packed.
+// packed by LZ4 or Zstandard, then there is the length of what was packed.
 func vmlinux(b []byte) ([]byte, error) {
-	const magic = "\x02\x21\x4c\x18"
 	if len(b) < 0x250 || string(b[0x202:0x206]) != "HdrS" {
 		return nil, errOtherwise
 	}
@@ -70,12 +70,26 @@ func vmlinux(b []byte) ([]byte, error) {
 		return nil, fmt.Errorf("its payload is at %d to %d of %d bytes", from, to, len(b))
 	}
 	packed, length := b[from:to-4], field(to-4)
-	if !bytes.HasPrefix(packed, []byte(magic)) {
+	var out []byte
+	var err error
+	switch {
+	case bytes.HasPrefix(packed, []byte("\x02\x21\x4c\x18")):
+		out, err = unpackLZ4(packed[4:])
+	case bytes.HasPrefix(packed, []byte("\x28\xb5\x2f\xfd")):
+		out, err = unpackZstd(packed, length)
+	default:
 		return nil, errOtherwise
 	}
-	var out []byte
+	if err == nil && len(out) != length {
+		err = fmt.Errorf("%d bytes came out, not %d", len(out), length)
+	}
+	return out, err
+}
+
+// unpackLZ4 unpacks a frame of LZ4's legacy format, from behind its magic number.
+func unpackLZ4(packed []byte) (out []byte, err error) {
 	block := make([]byte, 8<<20)
-	for packed = packed[4:]; len(packed) > 4; {
+	for len(packed) > 4 {
 		n := int(binary.LittleEndian.Uint32(packed))
 		if n > len(packed)-4 {
 			return nil, fmt.Errorf("a block has %d bytes of %d", n, len(packed)-4)
@@ -86,8 +100,16 @@ func vmlinux(b []byte) ([]byte, error) {
 		}
 		out, packed = append(out, block[:k]...), packed[4+n:]
 	}
-	if len(out) != length {
-		return nil, fmt.Errorf("%d bytes came out, not %d", len(out), length)
-	}
 	return out, nil
+}
+
+// unpackZstd unpacks a frame, which is one of length bytes.
+func unpackZstd(packed []byte, length int) ([]byte, error) {
+	// The kernel's frames look back over all of it: 128 MiB.
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderMaxMemory(256<<20))
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.DecodeAll(packed, make([]byte, 0, min(length, 256<<20)))
 }
