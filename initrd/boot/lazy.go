@@ -188,6 +188,9 @@ func (l *lazyRoot) serve(ctx context.Context, c *lazyConfig, disk, control *os.F
 		return err
 	}
 	defer session.Close()
+	// Of more than ten lines in five seconds the kernel would drop the rest, an alarm
+	// perhaps. Where its parameters say how it is to be, that is not changed.
+	os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0)
 	log, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
 	if err != nil {
 		return err

@@ -22,13 +22,12 @@ func TestBootLazyNewer(t *testing.T) {
 	target := dirty(t)
 	guest := qemutest.Guest{
 		Kernel: kernel, Initrd: buildInitrdFor(t, root, boot.Config{Fail: boot.PowerOff, Patience: 5}), Args: append(qemutest.UserNet(), qemutest.Disk(target)...),
-		Append: params + "loglevel=7 guest.write=first:300 guest.reboot=busybox",
+		Append: params + "guest.write=first:300 guest.reboot=busybox",
 	}
 	c.pace(300 << 10)
 	out := qemutest.Run(t, guest, nil)
 	inOrder(t, out, `kernel 6\.`, `root: web [0-9a-f]{8}, 64 MiB, for /dev/vda`, `root: /dev/mapper/instar-root, ext4 11111111`, `root: grown`,
 		`GUEST killed: goes on after .*, <nil>`, `GUEST write: <nil>`, `GUEST reboots: busybox`, `GUEST rebooting after`)
-	t.Log(out)
 	if strings.Contains(out, "GUEST processes") {
 		t.Fatalf("all was there already:\n%s", out)
 	}
@@ -36,6 +35,9 @@ func TestBootLazyNewer(t *testing.T) {
 	out = qemutest.Run(t, guest, when("GUEST use of all", func() { c.pace(0) }))
 	inOrder(t, out, `going on where the last boot ended`, `GUEST killed: goes on after .*, <nil>`, regexp.QuoteMeta(bigSum()), `GUEST processes: map\[\]`, `GUEST write: <nil>`, `GUEST done`)
 	modest(t, out)
+	if got := guestLines(out, "/proc/sys/kernel/printk_devkmsg"); got != "on" {
+		t.Errorf("what the server says is in the kernel's log: %s", got)
+	}
 	for _, bad := range []string{"I/O error", "WARNING:", "Oops", "blocked for more than"} {
 		if strings.Contains(out, bad) {
 			t.Errorf("the console has %q:\n%s", bad, out)

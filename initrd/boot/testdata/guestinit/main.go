@@ -14,7 +14,7 @@ func main() {
 	for _, name := range []string{
 		"/etc/hostname", "/etc/machine-id", "/etc/fstab", "/etc/ssh/ssh_host_ed25519_key.pub",
 		"/home/alice/.ssh/authorized_keys", "/run/instar/instance.json", "/proc/mounts", "/proc/net/route",
-		"/proc/cmdline", "/proc/modules",
+		"/proc/cmdline", "/proc/modules", "/proc/sys/kernel/printk_devkmsg",
 	} {
 		data, err := os.ReadFile(name)
 		if err != nil {
