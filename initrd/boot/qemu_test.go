@@ -301,7 +301,15 @@ func smallRoot(t testing.TB, more ...func(dir string)) string {
 	for _, add := range more {
 		add(dir)
 	}
-	disk := blank(t)
+	return filesystem(t, dir, 64<<20)
+}
+
+// filesystem is a disk of so many bytes with a directory's files.
+func filesystem(t testing.TB, dir string, size int64) string {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "disk")
+	must(t, os.WriteFile(disk, nil, 0o600))
+	must(t, os.Truncate(disk, size))
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-U", "11111111-2222-3333-4444-555555555555", "-d", dir, disk).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 	}

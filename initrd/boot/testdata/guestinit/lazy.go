@@ -57,8 +57,8 @@ func lazy(params []string) {
 			}()
 		case "guest.log":
 			kernelLog()
-		case "guest.reboot": // in the way of an init that spares nobody
-			reboot(value)
+		case "guest.reboot": // by force
+			reboot()
 		}
 	}
 }
@@ -161,29 +161,11 @@ func kernelLog() {
 	}
 }
 
-// reboot ends the system as an init does that kills every process but itself.
-func reboot(way string) {
+// reboot is reboot -f: a sync and the end.
+func reboot() {
 	say("write", os.WriteFile("/var/lib/late", bytes.Repeat([]byte("late"), 10*1020/4), 0o644)) // and nothing flushes it
-	os.ReadFile("/proc/self/exe")                                                               // what an init needs to the last is in memory
-	say("reboots", way)
 	began := time.Now()
-	switch way {
-	case "force": // reboot -f
-		syscall.Sync()
-	case "busybox": // its init, without a line for the shutdown in inittab
-		syscall.Kill(-1, syscall.SIGTERM)
-		syscall.Sync()
-		time.Sleep(time.Second)
-		syscall.Kill(-1, syscall.SIGKILL)
-		syscall.Sync()
-		time.Sleep(time.Second)
-	case "openrc": // killprocs, then mount-ro
-		syscall.Kill(-1, syscall.SIGTERM)
-		time.Sleep(time.Second)
-		syscall.Kill(-1, syscall.SIGKILL)
-		say("late", os.WriteFile("/var/lib/later", []byte("later"), 0o644))
-		say("read-only", syscall.Mount("", "/", "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
-	}
+	syscall.Sync()
 	say("rebooting after", time.Since(began).Round(time.Millisecond))
 	syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
 }
