@@ -17,22 +17,24 @@ import (
 // ErrNoOpening says that a version has no opening.
 var ErrNoOpening = errors.New("the image has no opening")
 
-// Bytes of an opening at most, and of what it has of the index: all segments of
-// the disk if they are not more, else those that are needed for the rest.
+// An opening has at most openingBytes, and no more than an openingShare of what its
+// version added to the store, but openingLeast in any case: what hardly changed costs
+// hardly anything.
 const (
 	openingBytes = 1 << 20
-	openingIndex = openingBytes / 2
+	openingShare = 8
+	openingLeast = 64 << 10
 	openingRow   = 32 + 2*binary.MaxVarintLen32 // what it says of each range or object, at most
 )
 
 // PutOpening stores copies of what a reader of a version that was just published
 // wants first, in one object: the index, and what first names of the disk,
-// what is wanted sooner before what comes after it, up to 1 MiB. It is only ever a hint;
-// the number of its bytes is returned.
+// what is wanted sooner before what comes after it, up to 1 MiB or, if that is less, an
+// eighth of what the version added. It is only ever a hint; the number of its bytes is returned.
 func (s *Store) PutOpening(ctx context.Context, p *Published, key chunked.Key, first iter.Seq[chunked.Range]) (int64, error) {
 	img := &Image{Name: p.Name, Size: p.Size, Manifest: p.Manifest, s: s}
 	object, err := img.makeOpening(ctx, key, first)
-	if err == nil {
+	if err == nil && object != nil {
 		_, err = upload.PutBytes(ctx, s.objects, chunked.OpeningKey(p.Manifest.Name, p.Name), object, upload.PutOptions{})
 	}
 	if err != nil {
@@ -51,8 +53,13 @@ func (i *Image) makeOpening(ctx context.Context, key chunked.Key, first iter.Seq
 	if err != nil {
 		return nil, err
 	}
-	c := &choice{index: map[chunked.Name]int64{}, chunks: map[chunked.Location]bool{}}
-	c.object(i.Manifest.Index.Root)
+	c := &choice{
+		room:  min(max(i.Manifest.Added/openingShare, openingLeast), openingBytes),
+		index: map[chunked.Name]int64{}, chunks: map[chunked.Location]bool{},
+	}
+	if !c.object(i.Manifest.Index.Root) {
+		return nil, nil // of a very large image: so is all else
+	}
 	var refs []chunked.SegmentRef
 	all := int64(0)
 	for _, st := range x.Root().Streams {
@@ -63,7 +70,9 @@ func (i *Image) makeOpening(ctx context.Context, key chunked.Key, first iter.Seq
 	for _, r := range refs {
 		all += int64(r.Stored)
 	}
-	if all <= openingIndex {
+	// All segments of the disk if they leave half of the room, else those that are
+	// needed for the rest.
+	if all <= c.room/2 {
 		for _, r := range refs {
 			c.object(chunked.ObjectSize{Name: r.Name, Size: int64(r.Stored)})
 		}
@@ -86,17 +95,23 @@ func (i *Image) makeOpening(ctx context.Context, key chunked.Key, first iter.Seq
 
 // choice is what goes into an opening.
 type choice struct {
-	bytes  int64
+	room   int64                  // bytes that are left
 	index  map[chunked.Name]int64 // sizes
 	chunks map[chunked.Location]bool
 }
 
-// object takes an index object.
-func (c *choice) object(o chunked.ObjectSize) {
-	if _, ok := c.index[o.Name]; !ok {
-		c.index[o.Name] = o.Size
-		c.bytes += o.Size + openingRow
+// object takes an index object; false if there is no room for it.
+func (c *choice) object(o chunked.ObjectSize) bool {
+	if _, ok := c.index[o.Name]; ok {
+		return true
 	}
+	need := o.Size + openingRow
+	if need > c.room {
+		return false
+	}
+	c.index[o.Name] = o.Size
+	c.room -= need
+	return true
 }
 
 // add takes what a range of the disk needs, unless there is no room for it.
@@ -105,11 +120,8 @@ func (c *choice) add(ctx context.Context, disk *chunked.Stream, refs []chunked.S
 	n, _ := slices.BinarySearchFunc(refs, r.Position, func(s chunked.SegmentRef, pos int64) int { return cmp.Compare(s.Pos+s.Length, pos+1) })
 	for ; n < len(refs) && refs[n].Pos < end; n++ {
 		ref := refs[n]
-		if _, ok := c.index[ref.Name]; !ok {
-			if c.bytes+int64(ref.Stored) > openingBytes {
-				return true, nil
-			}
-			c.object(chunked.ObjectSize{Name: ref.Name, Size: int64(ref.Stored)})
+		if !c.object(chunked.ObjectSize{Name: ref.Name, Size: int64(ref.Stored)}) {
+			return true, nil
 		}
 		for e, err := range disk.Extents(ctx, max(r.Position, ref.Pos), min(end, ref.Pos+ref.Length)) {
 			if err != nil {
@@ -120,11 +132,11 @@ func (c *choice) add(ctx context.Context, disk *chunked.Stream, refs []chunked.S
 				continue
 			}
 			need := int64(at.Sealed) + openingRow
-			if c.bytes+need > openingBytes {
+			if need > c.room {
 				return true, nil
 			}
 			c.chunks[at] = true
-			c.bytes += need
+			c.room -= need
 		}
 	}
 	return false, nil
