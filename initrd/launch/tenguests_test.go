@@ -8,15 +8,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/instar-image/instar/agent/machine"
 	"github.com/instar-image/instar/bundle/chunked"
@@ -40,21 +47,31 @@ func hostCache(t *testing.T, env []string, dir string, store ...string) (place, 
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	must(t, cmd.Start())
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // interrupted, or said below
+		close(ended)
+	}()
 	t.Cleanup(func() {
 		stop()
-		_ = cmd.Wait() // interrupted
+		<-ended
 		if t.Failed() {
 			t.Logf("the cache says:\n%s", errs.String())
 		}
 	})
 	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		select {
+		case <-ended:
+			t.Fatal("the cache has ended at once")
+		default:
+		}
 		res, err := http.Get("http://" + at[1] + "/healthz")
 		if err == nil {
 			res.Body.Close()
 			return "http://" + at[0], "http://" + at[1]
 		}
 		if time.Now().After(end) {
-			t.Fatalf("the cache does not start: %v\n%s", err, errs.String())
+			t.Fatalf("the cache does not start: %v", err) // what it says, says the cleanup
 		}
 	}
 }
@@ -211,6 +228,69 @@ func digest(t *testing.T, name string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
+// countStore has all that reads the store by env go through a proxy, and gives what
+// then tells how many bytes of each pack and index object left the store. The
+// proxy's address is signed like any other.
+func countStore(t testing.TB, env *[]string) (left func() map[string]int64) {
+	t.Helper()
+	const name = "AWS_ENDPOINT_URL="
+	var endpoint string
+	for _, e := range *env {
+		if at, ok := strings.CutPrefix(e, name); ok {
+			endpoint = at
+		}
+	}
+	target, err := url.Parse(endpoint)
+	if err != nil || target.Host == "" {
+		t.Fatalf("the store is at %q: %v", endpoint, err)
+	}
+	var mu sync.Mutex
+	count := map[string]int64{}
+	proxy := &httputil.ReverseProxy{
+		Transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64, IdleConnTimeout: 10 * time.Second},
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(target)
+			r.Out.Host = r.In.Host
+		},
+		ModifyResponse: func(r *http.Response) error {
+			for _, folder := range []string{"packs", "index"} {
+				_, object, ok := strings.Cut(r.Request.URL.Path, "/"+folder+"/")
+				if ok && r.Request.Method == http.MethodGet {
+					r.Body = &countedBody{r.Body, func(n int) {
+						mu.Lock()
+						defer mu.Unlock()
+						count[folder+"/"+object] += int64(n)
+					}}
+				}
+			}
+			return nil
+		},
+	}
+	server := httptest.NewServer(proxy)
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	*env = append((*env)[:len(*env):len(*env)], name+server.URL)
+	return func() map[string]int64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(count)
+	}
+}
+
+// countedBody tells how much is read of it.
+type countedBody struct {
+	io.ReadCloser
+	read func(n int)
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.read(n)
+	return n, err
+}
+
 // TestLaunchTenGuests boots ten machines of one image on one host, lazily and by
 // way of its cache, until all of it is on their disks: each pack leaves the store
 // once. It is for "make evidence": TestTenClientsOfAHost is the same without
@@ -221,24 +301,62 @@ func TestLaunchTenGuests(t *testing.T) {
 		return
 	}
 	store, env := image(t)
+	before, _ := imageTree(t, env, store)
+	left := countStore(t, &env)
 	kept := filepath.Join(t.TempDir(), "cache")
-	place, admin := hostCache(t, env, kept, store...)
+	place, admin := hostCache(t, env, kept, store[:2]...)
 	signer, pub := sshKey(t)
+	// All run at the same time in the end; so many boot at a time that no program in
+	// them waits in vain for another.
+	booting := make(chan struct{}, max(2, runtime.NumCPU()/2))
+	began := time.Now()
 	var all sync.WaitGroup
-	for range 10 {
-		g := launch(t, env, append([]string{
-			"web", "--lazy", "--cache", place, "--ssh-key", pub, "--memory", "512", "--accel", "tcg", "--scratch", t.TempDir(),
-		}, store...)...)
+	type machine struct {
+		g      *guest
+		client *ssh.Client
+		disk   string
+	}
+	machines := make([]machine, 10)
+	for i := range machines {
+		m := &machines[i]
+		m.disk = filepath.Join(t.TempDir(), "disk")
+		must(t, os.WriteFile(m.disk, nil, 0o600))
+		must(t, os.Truncate(m.disk, 1<<30))
 		all.Go(func() {
-			port, user := g.ready()
-			client := login(t, port, user, signer)
-			remote(t, client, "while [ $("+residents+") != 0 ]; do sleep 2; done")
-			g.powerOff(client, "")
-			if strings.Contains(g.stderr.String(), "not all comes by way") {
-				t.Errorf("the store was asked:\n%s", g.stderr.String())
-			}
+			booting <- struct{}{}
+			started := sync.OnceFunc(func() { <-booting })
+			defer started()
+			id := fmt.Sprint("web-", i)
+			m.g = launch(t, env, append([]string{
+				"web", "--lazy", "--cache", place, "--disk", m.disk, "--keep", "--ssh-key", pub, "--memory", "512", "--accel", "tcg",
+				"--instance-id", id, "--hostname", id, "--scratch", t.TempDir(),
+			}, store...)...)
+			port, user := m.g.ready()
+			m.client = login(t, port, user, signer)
+			login := time.Since(began)
+			started()
+			expect(t, m.client, "", map[string]string{"hostname": "^" + id + "$", "echo written by the guest >/root/mine": "^$"})
+			remote(t, m.client, complete)
+			t.Logf("%s: login after %.0f s, all of it after %.0f s", id, login.Seconds(), time.Since(began).Seconds())
 		})
 	}
 	all.Wait()
+	for _, m := range machines {
+		if m.client == nil {
+			continue // said
+		}
+		m.g.powerOff(m.client, "")
+		if said := m.g.stderr.String(); strings.Contains(said, "not all comes by way") {
+			t.Errorf("the store was asked:\n%s", said)
+		}
+		sameTree(t, before, m.disk)
+	}
 	leftOnce(t, admin, kept)
+	// What the cache fetched is all that left the store.
+	for key, n := range left() {
+		st, err := os.Stat(filepath.Join(kept, filepath.FromSlash(key)))
+		if err != nil || st.Size() != n {
+			t.Errorf("%d bytes of %s left the store; in the cache: %v, %v", n, key, st, err)
+		}
+	}
 }
