@@ -197,18 +197,18 @@ type guest struct {
 	cmd    *exec.Cmd
 	lines  chan string // of standard output
 	stderr *bytes.Buffer
-	done   chan error
+	ended  chan struct{} // closed when it has
+	err    error         // how it ended
 }
 
 func launch(t testing.TB, env []string, args ...string) *guest {
 	t.Helper()
-	limit := qemutest.Limit
+	limit := 3 * qemutest.Limit / 2 // it fetches something first, and boots twice
 	if os.Getenv("INSTAR_EVIDENCE") != "" {
-		limit *= 8 // many at a time
+		limit = 8 * qemutest.Limit // many at a time
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	t.Cleanup(cancel)
-	g := &guest{t: t, cmd: exec.CommandContext(ctx, instar(t), append([]string{"launch"}, args...)...), lines: make(chan string, 64), stderr: new(bytes.Buffer), done: make(chan error, 1)}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, errors.New("the machine had its time"))
+	g := &guest{t: t, cmd: exec.CommandContext(ctx, instar(t), append([]string{"launch"}, args...)...), lines: make(chan string, 64), stderr: new(bytes.Buffer), ended: make(chan struct{})}
 	g.cmd.Env = append(os.Environ(), env...)
 	// instar ends its machine when it is told to end.
 	g.cmd.Cancel = func() error { return g.cmd.Process.Signal(syscall.SIGTERM) }
@@ -222,8 +222,16 @@ func launch(t testing.TB, env []string, args ...string) *guest {
 			g.lines <- s.Text()
 		}
 		close(g.lines)
-		g.done <- g.cmd.Wait()
+		g.err = errors.Join(g.cmd.Wait(), context.Cause(ctx))
+		close(g.ended)
 	}()
+	t.Cleanup(func() {
+		late := context.Cause(ctx)
+		cancel()
+		if err := g.end(); t.Failed() {
+			t.Logf("%v: instar launch ended: %v: %v\n%s", g.cmd.Args, late, err, tail(g.stderr.String(), 8000))
+		}
+	})
 	return g
 }
 
@@ -235,7 +243,7 @@ func (g *guest) ready() (port, user string) {
 			return m[1], m[2]
 		}
 	}
-	g.t.Fatalf("instar launch ended without a login: %v\n%s", <-g.done, g.stderr)
+	g.t.Fatalf("instar launch ended without a login: %v\n%s", g.end(), g.stderr)
 	return "", ""
 }
 
@@ -243,7 +251,8 @@ func (g *guest) ready() (port, user string) {
 func (g *guest) end() error {
 	for range g.lines {
 	}
-	return <-g.done
+	<-g.ended
+	return g.err
 }
 
 func login(t testing.TB, port, user string, key ssh.Signer) *ssh.Client {
