@@ -130,7 +130,7 @@ func (s *Server) bundleInstance(ctx context.Context, c *call, in *bundleInstance
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.tasksOf(ctx, in.InstanceID)
+	all, err := s.asked(ctx, c, in.InstanceID)
 	if err != nil {
 		return nil, err
 	}
@@ -267,6 +267,24 @@ func (s *Server) tasksOf(ctx context.Context, instance string) ([]tasks.Task, er
 		}
 	}
 	return all, nil
+}
+
+// asked are the tasks of an instance, if the caller may ask for one more: instances can be made up without end.
+func (s *Server) asked(ctx context.Context, c *call, instance string) ([]tasks.Task, error) {
+	all, err := s.tasksOf(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	unfinished := 0
+	for _, t := range all {
+		if t.Account == c.account.id && !t.State.Ended() {
+			unfinished++
+		}
+	}
+	if unfinished >= s.o.MaxTasks {
+		return nil, refuse(codeLimit, "%d tasks of the account are not finished: wait for some of them, or cancel them", unfinished)
+	}
+	return slices.DeleteFunc(all, func(t tasks.Task) bool { return t.Instance != instance }), nil
 }
 
 // bundleTasks are the bundle tasks of an account.

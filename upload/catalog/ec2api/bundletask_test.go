@@ -73,6 +73,33 @@ func TestTooManyTasks(t *testing.T) {
 	w.want("FilterLimitExceeded", alice, "DescribeTags", "Filter.1.Name", "key", "Filter.1.Value.1", strings.Repeat("a", 8193))
 }
 
+// TestTooMuchOfAnAccount: an account asks for no more than others can wait for, whatever
+// instances and images it makes up, and others are not kept from theirs.
+func TestTooMuchOfAnAccount(t *testing.T) {
+	w, location, _ := newBucketWorld(t)
+	m := w.want("", alice, "RegisterImage", "ImageLocation", location, "Name", "web")
+	image := between(m.Body, "<imageId>", "</imageId>")
+	for i := range 3 {
+		w.want("", alice, "CopyImage", "Name", fmt.Sprintf("copy %d", i), "SourceImageId", image, "SourceRegion", region)
+	}
+	w.want("RequestLimitExceeded", alice, "CopyImage", "Name", "copy 4", "SourceImageId", image, "SourceRegion", region)
+	w.want("RequestLimitExceeded", alice, "CreateStoreImageTask", "ImageId", image, "Bucket", "alice-in")
+	for i := range 4 {
+		w.want("", alice, "CreateImage", "InstanceId", fmt.Sprintf("i-a%d", i), "Name", fmt.Sprintf("image %d", i))
+	}
+	w.want("RequestLimitExceeded", alice, "CreateImage", "InstanceId", "i-a9", "Name", "image 9")
+	w.want("RequestLimitExceeded", alice, "BundleInstance", "InstanceId", "i-a9", "Storage.S3.Bucket", "alice-1", "Storage.S3.Prefix", "web")
+	w.want("", bob, "CreateImage", "InstanceId", "i-b1", "Name", "image")
+	w.now = w.now.Add(tasks.Lifetime) // nobody does them any more
+	w.want("", alice, "CreateImage", "InstanceId", "i-a9", "Name", "image 9")
+}
+
+func between(s, before, after string) string {
+	_, s, _ = strings.Cut(s, before)
+	s, _, _ = strings.Cut(s, after)
+	return s
+}
+
 // TestSettleGoesOn: an image that cannot be completed, and a status that is none,
 // keep no other image from its end, and old tasks are forgotten all the same.
 func TestSettleGoesOn(t *testing.T) {

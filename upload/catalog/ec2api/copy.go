@@ -37,6 +37,9 @@ func (s *Server) copyImage(ctx context.Context, c *call, in *copyImage) (reply, 
 	if source == nil {
 		return nil, refuse(catalog.CodeParameterValue, "The source region %.100q is none that this catalog knows", in.SourceRegion)
 	}
+	if err := s.roomFor(ctx, c.account.id); err != nil {
+		return nil, err
+	}
 	m, err := s.o.Catalog.Copy(ctx, c.as(in.DryRun), catalog.CopyRequest{
 		Name: in.Name, Description: in.Description, SourceID: in.SourceImageID, SourceRegion: in.SourceRegion,
 		Token: in.ClientToken, CopyTags: in.CopyImageTags, Tags: tags,

@@ -36,7 +36,7 @@ func (s *Server) createImage(ctx context.Context, c *call, in *createImage) (rep
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.tasksOf(ctx, in.InstanceID)
+	all, err := s.asked(ctx, c, in.InstanceID)
 	if err != nil {
 		return nil, err
 	}

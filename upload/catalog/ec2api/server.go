@@ -45,6 +45,12 @@ type Options struct {
 	// Report is told of every request; nil for none. It may be called
 	// concurrently.
 	Report func(*Record)
+	// MaxTasks is how many tasks of an account may be unfinished, of all instances
+	// together: of a fleet, one for each machine. Default 2,000.
+	MaxTasks int
+	// MaxImages is how many images of an account may be on their way at a time, copied,
+	// stored or restored. Default 100.
+	MaxImages int
 }
 
 // Region is another region of the same people.
@@ -86,6 +92,12 @@ func New(o Options) (*Server, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.MaxTasks == 0 {
+		o.MaxTasks = 2000
+	}
+	if o.MaxImages == 0 {
+		o.MaxImages = 100
 	}
 	if len(o.Zones) == 0 {
 		o.Zones = []string{o.Region + "a"}

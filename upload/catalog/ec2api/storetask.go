@@ -45,6 +45,9 @@ func (s *Server) createStoreImageTask(ctx context.Context, c *call, in *createSt
 	if err := c.account.mayUse(in.Bucket, in.DryRun); err != nil {
 		return nil, err
 	}
+	if err := s.roomFor(ctx, c.account.id); err != nil {
+		return nil, err
+	}
 	t, err := s.o.Catalog.Store(ctx, c.as(in.DryRun), catalog.StoreRequest{ImageID: in.ImageID, Bucket: in.Bucket, Tags: tags})
 	if err != nil {
 		return nil, err
@@ -168,6 +171,9 @@ func (s *Server) createRestoreImageTask(ctx context.Context, c *call, in *create
 	key := in.ObjectKey
 	if folder != "" {
 		key = folder + "/" + key
+	}
+	if err := s.roomFor(ctx, c.account.id); err != nil {
+		return nil, err
 	}
 	m, err := s.o.Catalog.Restore(ctx, c.as(in.DryRun), catalog.RestoreRequest{
 		Bucket: bucket, Key: key, Name: in.Name, Tags: tags,

@@ -55,7 +55,7 @@ func newBucketWorld(t *testing.T) (w *world, location, buckets string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.api, err = ec2api.New(ec2api.Options{Catalog: w.catalog, Accounts: func() *ec2api.Accounts { return a }, Region: region, Tasks: w.tasks, Now: clock})
+	w.api, err = ec2api.New(ec2api.Options{Catalog: w.catalog, Accounts: func() *ec2api.Accounts { return a }, Region: region, Tasks: w.tasks, Now: clock, MaxTasks: 4, MaxImages: 3})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package ec2api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,9 +26,46 @@ const (
 // job is work that a request began: a copy to be filled, an image to be stored or
 // restored.
 type job struct {
-	id   string
-	what string // for people
-	run  func(context.Context) error
+	id    string
+	owner string // the account that asked
+	what  string // for people
+	run   func(context.Context) error
+}
+
+// inTurn has the jobs of one account after the other, so that nobody waits for all
+// that another asked for.
+func inTurn(jobs []job) []job {
+	turn := make([]int, len(jobs)) // how many of its owner's come before
+	count := make(map[string]int)
+	order := make([]int, len(jobs))
+	for i, j := range jobs {
+		turn[i], order[i] = count[j.owner], i
+		count[j.owner]++
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(turn[a], turn[b]) })
+	out := make([]job, len(jobs))
+	for i, n := range order {
+		out[i] = jobs[n]
+	}
+	return out
+}
+
+// roomFor makes sure that an account has not begun more than others can wait for.
+func (s *Server) roomFor(ctx context.Context, account string) error {
+	jobs, err := s.jobs(ctx)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, j := range jobs {
+		if j.owner == account {
+			n++
+		}
+	}
+	if n >= s.o.MaxImages {
+		return refuse(codeLimit, "%d images of the account are being copied, stored or restored: wait for some of them", n)
+	}
+	return nil
 }
 
 // waits are jobs that failed and wait. It may be used concurrently.
@@ -98,10 +136,11 @@ func (s *Server) Work(ctx context.Context, every time.Duration, failed func(erro
 	var group errgroup.Group
 	group.SetLimit(atOnce)
 	defer group.Wait() // the work ends with ctx
+	// A catalog must not expire because of what else there is to do.
+	var fresh sync.WaitGroup
+	defer fresh.Wait()
+	fresh.Go(func() { s.keepFresh(ctx, every, failed) })
 	for {
-		if _, err := s.o.Catalog.KeepFresh(ctx); err != nil && ctx.Err() == nil {
-			failed(fmt.Errorf("renewing the catalog before it expires: %w", err))
-		}
 		if err := s.Settle(ctx); err != nil && ctx.Err() == nil {
 			failed(fmt.Errorf("taking up what agents made: %w", err))
 		}
@@ -110,7 +149,7 @@ func (s *Server) Work(ctx context.Context, every time.Duration, failed func(erro
 			failed(fmt.Errorf("looking for what is to be done: %w", err))
 		}
 		if err == nil {
-			jobs = s.waits.ready(jobs, s.o.Now())
+			jobs = inTurn(s.waits.ready(jobs, s.o.Now()))
 		}
 		for _, j := range jobs {
 			if _, busy := s.busy.LoadOrStore(j.id, true); busy {
@@ -143,6 +182,22 @@ func (s *Server) Work(ctx context.Context, every time.Duration, failed func(erro
 	}
 }
 
+// keepFresh renews the catalog before it expires, until ctx ends.
+func (s *Server) keepFresh(ctx context.Context, every time.Duration, failed func(error)) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if _, err := s.o.Catalog.KeepFresh(ctx); err != nil && ctx.Err() == nil {
+			failed(fmt.Errorf("renewing the catalog before it expires: %w", err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // begun says that there is something to do.
 func (s *Server) begun() {
 	select {
@@ -161,18 +216,18 @@ func (s *Server) jobs(ctx context.Context) (out []job, err error) {
 				return err
 			case m.State != catalog.Pending:
 			case m.SourceObject != "":
-				out = append(out, job{m.ID, fmt.Sprintf("restoring %s from %s", m.ID, m.SourceObject), func(ctx context.Context) error {
+				out = append(out, job{m.ID, m.Owner, fmt.Sprintf("restoring %s from %s", m.ID, m.SourceObject), func(ctx context.Context) error {
 					_, err := s.o.Catalog.CompleteRestore(ctx, catalog.Call{Account: m.Owner, By: settler}, s.id, m.ID, nil)
 					return err
 				}})
 			case m.SourceImage != "" && m.SourceRegion != "":
-				out = append(out, job{m.ID, fmt.Sprintf("copying %s from %s", m.ID, m.SourceRegion), func(ctx context.Context) error { return s.fill(ctx, m) }})
+				out = append(out, job{m.ID, m.Owner, fmt.Sprintf("copying %s from %s", m.ID, m.SourceRegion), func(ctx context.Context) error { return s.fill(ctx, m) }})
 			}
 		}
 		tasks, err := v.StoreTasks(ctx, "")
 		for _, t := range tasks {
 			if t.State == catalog.InProgress {
-				out = append(out, job{t.Owner + "/" + t.ID(), fmt.Sprintf("storing %s in %s/%s", t.Image, t.Bucket, t.Key), func(ctx context.Context) error {
+				out = append(out, job{t.Owner + "/" + t.ID(), t.Owner, fmt.Sprintf("storing %s in %s/%s", t.Image, t.Bucket, t.Key), func(ctx context.Context) error {
 					_, err := s.o.Catalog.CompleteStore(ctx, s.id, t, nil)
 					return err
 				}})

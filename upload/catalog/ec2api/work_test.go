@@ -47,3 +47,18 @@ func TestWaits(t *testing.T) {
 		t.Errorf("kept is %v", w.m)
 	}
 }
+
+// TestInTurn: who asked for much is not served before who asked for little.
+func TestInTurn(t *testing.T) {
+	var jobs []job
+	for _, s := range []string{"a1", "a2", "a3", "b1", "a4", "c1", "c2", "b2"} {
+		jobs = append(jobs, job{id: s, owner: s[:1]})
+	}
+	var got []string
+	for _, j := range inTurn(jobs) {
+		got = append(got, j.id)
+	}
+	if s := fmt.Sprint(got); s != "[a1 b1 c1 a2 c2 b2 a3 a4]" {
+		t.Errorf("the turns are %s", s)
+	}
+}

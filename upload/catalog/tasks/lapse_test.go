@@ -3,12 +3,16 @@ package tasks_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/upload"
 	"github.com/instar-image/instar/upload/catalog/tasks"
 )
@@ -113,11 +117,14 @@ func TestCancellingIsHeardOf(t *testing.T) {
 // counted counts what a store is asked for.
 type counted struct {
 	upload.Store
+	mu          sync.Mutex
 	gets, lists int
 }
 
 func (c *counted) Get(ctx context.Context, key string, o upload.GetOptions) (io.ReadCloser, upload.Object, error) {
+	c.mu.Lock()
 	c.gets++
+	c.mu.Unlock()
 	return c.Store.Get(ctx, key, o)
 }
 
@@ -201,6 +208,54 @@ func TestWatchIsCheap(t *testing.T) {
 	if _, _, err := q.Watch("../i-1").Look(ctx); err == nil {
 		t.Error("what is no instance is looked for")
 	}
+}
+
+// TestListIsCheap: tasks that did not change are not read again, by a queue that lists
+// them again; what changed is, and what is gone is gone.
+func TestListIsCheap(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	store := &counted{Store: w.store}
+	until := w.now.Add(time.Hour)
+	q := tasks.Open(tasks.Options{Store: store, Now: func() time.Time { return w.now }, Signers: keys.NewAllowedSigners(keys.AllowedSigner{
+		Principals: "i-*", Namespaces: tasks.Namespace, Key: w.signer.Public(), ValidBefore: until,
+	})})
+	var all []tasks.Task
+	for i := range 40 {
+		r := bundle
+		r.Instance = fmt.Sprintf("i-%d", i)
+		all = append(all, w.submit(t, r))
+	}
+	list := func(instance string, tasks, reads int) []tasks.Task {
+		t.Helper()
+		store.gets, store.lists = 0, 0
+		l, err := q.List(ctx, instance)
+		if err != nil || len(l) != tasks || store.gets != reads || store.lists != 1 {
+			t.Fatalf("%d tasks by %d reads and %d lists (%v), want %d by %d", len(l), store.gets, store.lists, err, tasks, reads)
+		}
+		return l
+	}
+	list("i-3", 1, 2)
+	list("", 40, 78)
+	list("", 40, 0)
+	if _, err := w.server.Cancel(ctx, all[7]); err != nil {
+		t.Fatal(err)
+	}
+	if l := list("", 40, 2); !slices.ContainsFunc(l, func(x tasks.Task) bool { return x.ID == all[7].ID && x.State == tasks.Cancelled }) {
+		t.Error("what was cancelled is not")
+	}
+	// What is given out can be changed by its etag.
+	if _, err := w.agent.Take(ctx, list("i-9", 1, 0)[0], "agent"); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"request", "status"} {
+		if err := w.store.Delete(ctx, tasks.Prefix+"i-3/"+all[3].ID+"/"+name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list("", 39, 2)
+	list("", 39, 0)
+	w.now = until.Add(time.Second) // the signer is none any more
+	list("", 0, 0)
 }
 
 // TestHalves: what a server that was killed began to submit is no task, and goes

@@ -8,9 +8,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/instar-image/instar/bundle/keys"
 	"github.com/instar-image/instar/upload"
@@ -32,8 +37,30 @@ type Options struct {
 }
 
 // Queue is the tasks of a store. Its methods may be called concurrently, by
-// any number of servers and agents.
-type Queue struct{ o Options }
+// any number of servers and agents. It remembers the tasks that it has listed: to
+// list them again costs a LIST, and reads of what changed.
+type Queue struct {
+	o Options
+
+	mu    sync.Mutex
+	known map[place]listed
+}
+
+// place is where a task is.
+type place struct{ instance, id string }
+
+// listed is a task as it was when its objects had these etags.
+type listed struct {
+	etags  etags
+	task   Task
+	signer ssh.PublicKey // nil if nobody asked
+}
+
+// maxKnown is how many tasks are remembered at most.
+const maxKnown = 1 << 16
+
+// readsAtOnce is how many tasks are read at a time.
+const readsAtOnce = 16
 
 // Open returns the tasks of a store. It asks the store nothing.
 func Open(o Options) *Queue {
@@ -43,7 +70,7 @@ func Open(o Options) *Queue {
 	if o.NewID == nil {
 		o.NewID = randomID
 	}
-	return &Queue{o}
+	return &Queue{o: o, known: make(map[place]listed)}
 }
 
 // Lifetime is how long after it was made a request may be begun.
@@ -107,28 +134,28 @@ func (q *Queue) Get(ctx context.Context, instance, id string) (Task, error) {
 	if !ValidInstance(instance) || !taskID.MatchString(id) {
 		return Task{}, fmt.Errorf("task %q of %q: %w", id, instance, ErrNotFound)
 	}
-	t, err := q.get(ctx, instance, id)
+	t, _, err := q.get(ctx, instance, id)
 	if err != nil {
 		return Task{}, fmt.Errorf("reading task %s of %s: %w", id, instance, err)
 	}
 	return t, nil
 }
 
-func (q *Queue) get(ctx context.Context, instance, id string) (t Task, err error) {
+func (q *Queue) get(ctx context.Context, instance, id string) (t Task, signer ssh.PublicKey, err error) {
 	object, _, err := upload.GetBytes(ctx, q.o.Store, requestKey(instance, id), maxObject)
 	switch {
 	case errors.Is(err, upload.ErrNotExist):
-		return t, ErrNotFound
+		return t, nil, ErrNotFound
 	case errors.Is(err, upload.ErrTooLarge):
-		return t, fmt.Errorf("%w: %w", ErrRequest, err)
+		return t, nil, fmt.Errorf("%w: %w", ErrRequest, err)
 	case err != nil:
-		return t, err
+		return t, nil, err
 	}
-	if t.Request, err = q.open(object, instance, id); err != nil {
-		return t, err
+	if t.Request, signer, err = q.open(object, instance, id); err != nil {
+		return t, nil, err
 	}
 	t.Status, t.etag, err = q.status(ctx, instance, id)
-	return t, err
+	return t, signer, err
 }
 
 func (q *Queue) status(ctx context.Context, instance, id string) (s Status, etag string, err error) {
@@ -159,46 +186,51 @@ func parseStatus(data []byte, etag string) (s Status, _ string, err error) {
 	return s, etag, nil
 }
 
-// open checks a request's object.
-func (q *Queue) open(object []byte, instance, id string) (r Request, err error) {
+// open checks a request's object, and tells who signed it, where that counts.
+func (q *Queue) open(object []byte, instance, id string) (r Request, signer ssh.PublicKey, err error) {
 	const end = "-----END SSH SIGNATURE-----\n"
 	i := bytes.Index(object, []byte(end+"\n"))
 	if i < 0 {
-		return r, fmt.Errorf("%w: it carries no signature", ErrRequest)
+		return r, nil, fmt.Errorf("%w: it carries no signature", ErrRequest)
 	}
 	armor, doc := object[:i+len(end)], object[i+len(end)+1:]
 	if q.o.Signers != nil {
-		if err := q.verify(armor, doc, instance); err != nil {
-			return r, fmt.Errorf("%w: %w", ErrRequest, err)
+		if signer, err = q.verify(armor, doc, instance); err != nil {
+			return r, nil, fmt.Errorf("%w: %w", ErrRequest, err)
 		}
 	}
 	dec := json.NewDecoder(bytes.NewReader(doc))
 	dec.DisallowUnknownFields() // an agent that does half of what was asked does harm
 	if err := dec.Decode(&r); err != nil || dec.More() {
-		return Request{}, fmt.Errorf("%w: it is no JSON of this version", ErrRequest)
+		return Request{}, nil, fmt.Errorf("%w: it is no JSON of this version", ErrRequest)
 	}
 	if err := r.check(); err != nil {
-		return Request{}, err
+		return Request{}, nil, err
 	}
 	if r.Instance != instance || r.ID != id {
-		return Request{}, fmt.Errorf("%w: it is %s's %s, put in another's place", ErrRequest, r.Instance, r.ID)
+		return Request{}, nil, fmt.Errorf("%w: it is %s's %s, put in another's place", ErrRequest, r.Instance, r.ID)
 	}
-	return r, nil
+	return r, signer, nil
 }
 
-func (q *Queue) verify(armor, doc []byte, instance string) error {
+func (q *Queue) verify(armor, doc []byte, instance string) (ssh.PublicKey, error) {
 	sig, err := keys.ParseSignature(armor)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	grant, err := q.o.Signers.Check(sig.Key(), instance, Namespace)
+	if err := q.granted(sig.Key(), instance); err != nil {
+		return nil, err
+	}
+	return sig.Key(), sig.Verify(doc, Namespace)
+}
+
+// granted tells whether a key may sign requests to an instance now.
+func (q *Queue) granted(key ssh.PublicKey, instance string) error {
+	grant, err := q.o.Signers.Check(key, instance, Namespace)
 	if err != nil {
 		return err
 	}
-	if err := grant.At(q.o.Now()); err != nil {
-		return err
-	}
-	return sig.Verify(doc, Namespace)
+	return grant.At(q.o.Now())
 }
 
 // List returns the tasks of an instance, of all if instance is "", oldest
@@ -210,29 +242,71 @@ func (q *Queue) List(ctx context.Context, instance string) ([]Task, error) {
 
 // list is List; broken are the tasks that have no status to be read.
 func (q *Queue) list(ctx context.Context, instance string) (out, broken []Task, err error) {
-	ids, err := q.ids(ctx, instance)
+	found, err := q.places(ctx, instance)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, i := range ids {
-		t, err := q.get(ctx, i[0], i[1])
-		switch {
-		case errors.Is(err, ErrNotFound), errors.Is(err, ErrRequest):
-			continue
-		case errors.Is(err, ErrStatus):
-			broken = append(broken, t)
-			continue
-		case err != nil:
-			return nil, nil, fmt.Errorf("reading task %s of %s: %w", i[1], i[0], err)
-		}
-		out = append(out, t)
+	out, fresh := q.remembered(found, instance == "")
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(readsAtOnce)
+	for _, p := range fresh {
+		g.Go(func() error {
+			t, signer, err := q.get(ctx, p.instance, p.id)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, ErrNotFound), errors.Is(err, ErrRequest):
+			case errors.Is(err, ErrStatus):
+				broken = append(broken, t)
+			case err != nil:
+				return fmt.Errorf("reading task %s of %s: %w", p.id, p.instance, err)
+			default:
+				out = append(out, t)
+				q.remember(p, listed{found[p], t, signer})
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
 	}
 	slices.SortFunc(out, byAge)
 	return out, broken, nil
 }
 
-// ids lists instance and id of tasks that have a request.
-func (q *Queue) ids(ctx context.Context, instance string) (ids [][2]string, err error) {
+// remembered are the tasks that have not changed since they were read, and where those
+// are that have. What is gone is forgotten, if found is all there is.
+func (q *Queue) remembered(found map[place]etags, all bool) (out []Task, fresh []place) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if all {
+		maps.DeleteFunc(q.known, func(p place, _ listed) bool { _, there := found[p]; return !there })
+	}
+	for p, e := range found {
+		k, ok := q.known[p]
+		if !ok || k.etags != e || e.request == "" || e.status == "" {
+			fresh = append(fresh, p)
+			continue
+		}
+		if k.signer != nil && q.granted(k.signer, p.instance) != nil {
+			continue
+		}
+		out = append(out, k.task)
+	}
+	return out, fresh
+}
+
+func (q *Queue) remember(p place, l listed) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if _, ok := q.known[p]; ok || len(q.known) < maxKnown {
+		q.known[p] = l
+	}
+}
+
+// places lists where tasks are that have a request, with the etags of their objects.
+func (q *Queue) places(ctx context.Context, instance string) (map[place]etags, error) {
 	prefix := Prefix
 	if instance != "" {
 		if !ValidInstance(instance) {
@@ -240,14 +314,29 @@ func (q *Queue) ids(ctx context.Context, instance string) (ids [][2]string, err 
 		}
 		prefix += instance + "/"
 	}
+	found := make(map[place]etags)
 	for o, err := range q.o.Store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("listing tasks: %w", err)
 		}
 		w := strings.Split(strings.TrimPrefix(o.Key, Prefix), "/")
-		if len(w) == 3 && w[2] == "request" && ValidInstance(w[0]) && taskID.MatchString(w[1]) {
-			ids = append(ids, [2]string{w[0], w[1]})
+		if len(w) != 3 || !ValidInstance(w[0]) || !taskID.MatchString(w[1]) {
+			continue
 		}
+		p := place{w[0], w[1]}
+		e, known := found[p]
+		switch w[2] { // "request" is listed before "status"
+		case "request":
+			e.request = o.ETag
+		case "status":
+			if !known {
+				continue
+			}
+			e.status = o.ETag
+		default:
+			continue
+		}
+		found[p] = e
 	}
-	return ids, nil
+	return found, nil
 }

@@ -63,7 +63,7 @@ func (w *Watch) Look(ctx context.Context) (tasks []Task, refused []error, err er
 		if before, known := w.known[id]; known && before == now {
 			continue
 		}
-		t, err := w.q.get(ctx, w.instance, id)
+		t, _, err := w.q.get(ctx, w.instance, id)
 		waits := err == nil && t.State == Pending && w.q.o.Now().Before(t.Expires)
 		switch {
 		case errors.Is(err, ErrNotFound):
