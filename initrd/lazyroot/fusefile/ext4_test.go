@@ -25,8 +25,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// ext4Image is an ext4 of size bytes with files in it, and the files.
-func ext4Image(t *testing.T, size int64) (*lazytest.Store, string) {
+// ext4Image is an ext4 of size bytes with so many files in each of its directories,
+// and the files.
+func ext4Image(t *testing.T, size int64, files int) (*lazytest.Store, string) {
 	t.Helper()
 	tree := filepath.Join(t.TempDir(), "tree")
 	r := rand.New(rand.NewPCG(1, 2))
@@ -35,7 +36,7 @@ func ext4Image(t *testing.T, size int64) (*lazytest.Store, string) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for f := range 25 {
+		for f := range files {
 			p := make([]byte, r.IntN(150_000))
 			for i := range p {
 				p[i] = byte(r.Uint32() >> 24 & uint32(63<<(d%2)))
@@ -54,17 +55,23 @@ func ext4Image(t *testing.T, size int64) (*lazytest.Store, string) {
 	return lazytest.FromBytes(t, data, 16<<10), tree
 }
 
+// mostNames is how many files and how many directories one load has at a time.
+const mostNames = 100
+
 // load changes two trees alike, one of them on the device, until rounds are done.
 func load(seed uint64, rounds int, a, b string) error {
 	r := rand.New(rand.NewPCG(seed, 5))
-	var files []string
+	var files, dirs []string
 	next := 0
 	both := func(f func(root string) error) error { return errors.Join(f(a), f(b)) }
 	for range rounds {
 		pick := func() int { return r.IntN(len(files)) }
 		k := r.IntN(10)
-		if len(files) == 0 {
+		switch {
+		case len(files) == 0:
 			k = 0
+		case len(files) > mostNames:
+			k = 4
 		}
 		var err error
 		switch k {
@@ -110,6 +117,10 @@ func load(seed uint64, rounds int, a, b string) error {
 			err = both(func(d string) error {
 				return errors.Join(os.Mkdir(filepath.Join(d, name), 0o700), os.Symlink(name, filepath.Join(d, name, "up")))
 			})
+			if dirs = append(dirs, name); err == nil && len(dirs) > mostNames {
+				err = both(func(d string) error { return os.RemoveAll(filepath.Join(d, dirs[0])) })
+				dirs = dirs[1:]
+			}
 		case 9:
 			name := files[pick()]
 			var p, q []byte
@@ -172,11 +183,12 @@ func compare(t *testing.T, a, b string) {
 // TestExt4 has the kernel's ext4 on a disk that is being filled, under load and
 // with stores that fail; then the plain disk is checked and compared.
 func TestExt4(t *testing.T) {
-	rounds := 300
+	rounds, size, files := 300, int64(48<<20), 25
 	if os.Getenv("INSTAR_EVIDENCE") != "" {
-		rounds = 6000
+		// So much that it is still coming for most of the time.
+		rounds, size, files = 6000, 160<<20, 100
 	}
-	s, tree := ext4Image(t, 48<<20)
+	s, tree := ext4Image(t, size, files)
 	flaky := lazytest.NewFlaky(s, 9)
 	flaky.Errors.Store(400)
 	bad := lazytest.NewFlaky(s, 10)
@@ -197,7 +209,7 @@ func TestExt4(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer local.Close()
-	size := lazyroot.DiskSize(id.Size)
+	size = lazyroot.DiskSize(id.Size)
 	// A disk that was somebody else's.
 	if _, err := local.Write(bytes.Repeat([]byte("somebody else's "), int(size/16))); err != nil {
 		t.Fatal(err)
@@ -260,9 +272,7 @@ func TestExt4(t *testing.T) {
 		}
 	})
 	all.Wait()
-	if st := dev.Stats(); st.State != lazyroot.Filling {
-		t.Logf("the disk was complete before the load ended: %+v", st)
-	}
+	t.Logf("%d rounds of each load; the disk when they ended: %+v", rounds, dev.Stats())
 	if err := <-filled; err != nil {
 		t.Fatal(err)
 	}
