@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 )
 
 // MaxOpening is the most bytes that an opening has.
@@ -127,13 +128,17 @@ func DecodeOpening(p []byte) (*Opening, error) {
 }
 
 // Before is src for who has the opening: what it has a copy of is not asked for.
-// A copy that is not what was written is read again from src.
-func (o *Opening) Before(src Source) Source { return &openingSource{o, src} }
+// A copy that is not what was written is read again from src, and so is what lies in
+// the same range from then on.
+func (o *Opening) Before(src Source) Source {
+	return &openingSource{o, src, make([]atomic.Bool, len(o.Ranges))}
+}
 
 // openingSource is [Opening.Before].
 type openingSource struct {
-	o   *Opening
-	src Source
+	o     *Opening
+	src   Source
+	wrong []atomic.Bool // of ranges: not what was written
 }
 
 // ReadIndex gives the copy, if there is one that is whole.
@@ -147,8 +152,8 @@ func (s *openingSource) ReadIndex(ctx context.Context, n Name, size int64) ([]by
 	return s.src.ReadIndex(ctx, n, size)
 }
 
-// copied gives the copy of a range of a pack; nil if there is none.
-func (s *openingSource) copied(n Name, off int64, length int) []byte {
+// copied gives the copy of a range of a pack, and in which of the opening's it is; nil if there is none.
+func (s *openingSource) copied(n Name, off int64, length int) ([]byte, int) {
 	i, ok := slices.BinarySearchFunc(s.o.Ranges, off, func(r OpeningRange, off int64) int {
 		return cmp.Or(r.Pack.Compare(n), cmp.Compare(r.Offset, off))
 	})
@@ -156,18 +161,18 @@ func (s *openingSource) copied(n Name, off int64, length int) []byte {
 		i--
 	}
 	if i < 0 || s.o.Ranges[i].Pack != n {
-		return nil
+		return nil, 0
 	}
 	r := s.o.Ranges[i]
 	if from := off - r.Offset; from <= int64(len(r.Bytes)-length) {
-		return r.Bytes[from : from+int64(length)]
+		return r.Bytes[from : from+int64(length)], i
 	}
-	return nil
+	return nil, 0
 }
 
 // ReadPack gives the copy, if there is one of the whole range.
 func (s *openingSource) ReadPack(ctx context.Context, n Name, off int64, p []byte) error {
-	if b := s.copied(n, off, len(p)); b != nil {
+	if b, i := s.copied(n, off, len(p)); b != nil && !s.wrong[i].Load() {
 		copy(p, b)
 		return nil
 	}
@@ -177,11 +182,17 @@ func (s *openingSource) ReadPack(ctx context.Context, n Name, off int64, p []byt
 // RereadPack reads what was copied from where it was copied from, and what was
 // not as its source does.
 func (s *openingSource) RereadPack(ctx context.Context, n Name, off int64, p []byte) error {
-	if s.copied(n, off, len(p)) != nil {
+	b, i := s.copied(n, off, len(p))
+	if b != nil && !s.wrong[i].Swap(true) {
 		return s.src.ReadPack(ctx, n, off, p)
 	}
 	if again, ok := s.src.(Rereader); ok {
-		return again.RereadPack(ctx, n, off, p)
+		if err := again.RereadPack(ctx, n, off, p); err == nil || b == nil {
+			return err
+		}
+	}
+	if b != nil { // it may be the copy that was read, before another found it wrong
+		return s.src.ReadPack(ctx, n, off, p)
 	}
 	return fmt.Errorf("%s was read from the store itself: %w", packObject(n), ErrCorrupt)
 }
@@ -196,5 +207,6 @@ func (s *openingSource) Moved(ctx context.Context, at Location) (Location, error
 
 // Holds implements [Holder].
 func (s *openingSource) Holds(at Location) bool {
-	return s.copied(at.Pack, at.Offset, at.Sealed) != nil
+	b, i := s.copied(at.Pack, at.Offset, at.Sealed)
+	return b != nil && !s.wrong[i].Load()
 }

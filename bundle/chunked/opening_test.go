@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -91,16 +92,23 @@ func TestOpeningForm(t *testing.T) {
 // asking notes what a source is asked for.
 type asking struct {
 	*memoryStore
-	asked []string
+	noting sync.Mutex
+	asked  []string
+}
+
+func (s *asking) note(what string) {
+	s.noting.Lock()
+	defer s.noting.Unlock()
+	s.asked = append(s.asked, what)
 }
 
 func (s *asking) ReadPack(ctx context.Context, n Name, off int64, p []byte) error {
-	s.asked = append(s.asked, fmt.Sprintf("pack %d+%d", off, len(p)))
+	s.note(fmt.Sprintf("pack %d+%d", off, len(p)))
 	return s.memoryStore.ReadPack(ctx, n, off, p)
 }
 
 func (s *asking) ReadIndex(ctx context.Context, n Name, size int64) ([]byte, error) {
-	s.asked = append(s.asked, "index "+n.String()[:8])
+	s.note("index " + n.String()[:8])
 	return s.memoryStore.ReadIndex(ctx, n, size)
 }
 
@@ -209,6 +217,37 @@ func TestOpeningForwards(t *testing.T) {
 	}
 	if err := knows.ReadPack(t.Context(), Name{1}, 20, b); !errors.Is(err, ErrMissing) {
 		t.Errorf("what begins in a copy and ends behind it: %q, %v", b, err)
+	}
+}
+
+// TestOpeningWrong: of a range that is wrong nothing is at hand any more; whoever had read
+// it before is given the store's bytes, past a cache if there is one.
+func TestOpeningWrong(t *testing.T) {
+	o := sampleOpening()
+	m := newMemoryStore()
+	r := o.Ranges[0]
+	at := Location{Pack: r.Pack, Offset: r.Offset, Sealed: len(r.Bytes)}
+	m.packs[r.Pack] = bytes.Repeat([]byte("x"), int(r.Offset)+len(r.Bytes))
+	for _, src := range []Source{m, &knowing{m}} {
+		s := o.Before(src)
+		want := strings.Repeat("x", len(r.Bytes))
+		b := make([]byte, len(r.Bytes))
+		for n := range 3 {
+			if got := s.(Holder).Holds(at); got != (n == 0) {
+				t.Errorf("reading it for the %dth time: at hand is %v", n+1, got)
+			}
+			check(t, s.(Rereader).RereadPack(t.Context(), at.Pack, at.Offset, b))
+			if string(b) != want {
+				t.Errorf("%T, time %d: %q", src, n+1, b)
+			}
+			if _, ok := src.(*knowing); ok {
+				want = "anew" + want[4:]
+			}
+			check(t, s.ReadPack(t.Context(), at.Pack, at.Offset, b))
+			if string(b) != strings.Repeat("x", len(b)) {
+				t.Errorf("%T: %q is not the store's", src, b)
+			}
+		}
 	}
 }
 
