@@ -131,13 +131,21 @@ func (f *fetcher) get(list, extra []want) []*piece {
 		}
 	}
 	// What is at hand is no part of a range that a store is asked for, and waits for none.
-	var far []*piece
+	var held, far []*piece
 	for _, x := range mine {
 		if f.img.held(&x.c) {
-			f.wg.Go(func() { f.fetch([]*piece{x}) })
-			continue
+			held = append(held, x)
+		} else {
+			far = append(far, x)
 		}
-		far = append(far, x)
+	}
+	if len(held) > 0 {
+		// One after the other: what is at hand may be wrong, and a store is asked then.
+		f.wg.Go(func() {
+			for _, x := range held {
+				f.fetch([]*piece{x})
+			}
+		})
 	}
 	for _, batch := range f.batches(far) {
 		f.wg.Go(func() {

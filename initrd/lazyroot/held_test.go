@@ -2,8 +2,11 @@ package lazyroot
 
 import (
 	"bytes"
+	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/instar-image/instar/bundle/chunked"
 	"github.com/instar-image/instar/initrd/lazyroot/internal/lazytest"
@@ -92,5 +95,42 @@ func TestHeld(t *testing.T) {
 	}
 	if near < 5 || s.Reads.Load() != before+1 || s.Bytes.Load() != fetched {
 		t.Errorf("%d extents around it took %d requests more", near, s.Reads.Load()-before-1)
+	}
+}
+
+// claiming says of all that it is at hand, which it is not, and counts who reads at a time.
+type claiming struct {
+	chunked.Source
+	now, most atomic.Int64
+}
+
+func (*claiming) Holds(chunked.Location) bool { return true }
+
+func (c *claiming) ReadPack(ctx context.Context, n chunked.Name, off int64, p []byte) error {
+	now := c.now.Add(1)
+	defer c.now.Add(-1)
+	for most := c.most.Load(); now > most && !c.most.CompareAndSwap(most, now); most = c.most.Load() {
+	}
+	time.Sleep(time.Millisecond) // others come meanwhile
+	return c.Source.ReadPack(ctx, n, off, p)
+}
+
+// TestHeldWrong: what is at hand may be wrong, so that a store is asked after all: not
+// for all of a read at once.
+func TestHeldWrong(t *testing.T) {
+	s := lazytest.New(t, lazytest.Layout{Size: 8 << 20, Chunk: 64 << 10, Seed: 9})
+	src := &claiming{Source: s}
+	img, err := NewImage(s.Index.With(src), ImageOptions{Memory: 64 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := open(t, Options{Image: img})
+	defer shut(t, d)
+	p := make([]byte, 8<<20)
+	if err := d.ReadAt(t.Context(), p, 0); err != nil || !bytes.Equal(p, s.Data) {
+		t.Fatalf("other bytes (%v)", err)
+	}
+	if n := src.most.Load(); n > demandSlots {
+		t.Errorf("%d requests at a time", n)
 	}
 }
