@@ -41,12 +41,13 @@ type Adopted struct {
 	Sequence int64        // of the head here
 	Copied   Tally        // objects that were copied; the others were here
 	Verified Tally        // objects read back, or hashed on their way
+	Beside   error        // why what lies beside the version, of which nothing depends, was not copied; nil if it was
 }
 
 // Adopt makes a version of an image from another store one of this store's: its
 // packs, index, key and manifest, byte for byte, in the order of SPEC.md §11,
 // the head last, and then what lies beside the version, boot trace and opening, if it is
-// there. Every object's digest is compared with its name: on its way, or
+// there: [Adopted.Beside]. Every object's digest is compared with its name: on its way, or
 // where the server copied it or it was here before, read back from here. Only
 // what is missing is copied, so the same call goes on after an interruption.
 // With [ErrCollected] garbage collection came between: call it again.
@@ -123,7 +124,8 @@ func (s *Store) adopt(ctx context.Context, img *Image, o AdoptOptions) (_ *Adopt
 			return nil, err
 		}
 		if ok {
-			return &a.out, a.hints(ctx)
+			a.out.Beside = a.hints(ctx)
+			return &a.out, nil
 		}
 	}
 	return nil, fmt.Errorf("%w: its head", ErrBusy)
@@ -338,7 +340,7 @@ func (a *adoption) publish(ctx context.Context, object, keysObject []byte) (bool
 
 // hints copies what lies beside the version: its boot trace, if readers here believe
 // who signed it, and its opening. What is here already stays.
-func (a *adoption) hints(ctx context.Context) error {
+func (a *adoption) hints(ctx context.Context) (failed error) {
 	image, n := a.img.Manifest.Name, a.img.Name
 	for _, hint := range []struct {
 		key   string
@@ -362,10 +364,10 @@ func (a *adoption) hints(ctx context.Context) error {
 			err = a.s.putIf(ctx, hint.key, b, "")
 		}
 		if err != nil && !errors.Is(err, upload.ErrExist) {
-			return err
+			failed = errors.Join(failed, err)
 		}
 	}
-	return nil
+	return failed
 }
 
 // withdrawn refuses to go behind versions of which none is left: the version

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -44,7 +45,7 @@ func (s *Store) PutOpening(ctx context.Context, p *Published, key chunked.Key, f
 }
 
 func (i *Image) makeOpening(ctx context.Context, key chunked.Key, first iter.Seq[chunked.Range]) ([]byte, error) {
-	src := i.s.Source()
+	src := &readOnce{Source: i.s.Source(), got: map[chunked.Name][]byte{}}
 	x, err := i.openIndex(ctx, src, key)
 	if err != nil {
 		return nil, err
@@ -76,6 +77,13 @@ func (i *Image) makeOpening(ctx context.Context, key chunked.Key, first iter.Seq
 		for _, r := range refs {
 			c.object(chunked.ObjectSize{Name: r.Name, Size: int64(r.Stored)})
 		}
+		// Together, for those below are asked for one after the other.
+		if err := each(ctx, i.s.opt.Parallel, refs, func(ctx context.Context, r chunked.SegmentRef) error {
+			_, err := src.ReadIndex(ctx, r.Name, int64(r.Stored))
+			return err
+		}); err != nil {
+			return nil, err
+		}
 	}
 	for r := range first {
 		full, err := c.add(ctx, disk, refs, r)
@@ -91,6 +99,29 @@ func (i *Image) makeOpening(ctx context.Context, key chunked.Key, first iter.Seq
 		return nil, err
 	}
 	return o.Encode()
+}
+
+// readOnce is a source that asks for no index object again.
+type readOnce struct {
+	chunked.Source
+	mu  sync.Mutex
+	got map[chunked.Name][]byte
+}
+
+func (s *readOnce) ReadIndex(ctx context.Context, n chunked.Name, size int64) ([]byte, error) {
+	s.mu.Lock()
+	b, ok := s.got[n]
+	s.mu.Unlock()
+	if ok {
+		return bytes.Clone(b), nil
+	}
+	b, err := s.Source.ReadIndex(ctx, n, size)
+	if err == nil {
+		s.mu.Lock()
+		s.got[n] = bytes.Clone(b)
+		s.mu.Unlock()
+	}
+	return b, err
 }
 
 // choice is what goes into an opening.
@@ -201,14 +232,18 @@ func (i *Image) Opening(ctx context.Context) (*chunked.Opening, error) {
 
 func (i *Image) opening(ctx context.Context) (o *chunked.Opening, err error) {
 	key := chunked.OpeningKey(i.Manifest.Name, i.Name)
-	if _, ok := i.s.recalled(key, func(b []byte) bool {
+	if b, ok := i.s.recalled(key, func(b []byte) bool {
 		o, err = chunked.DecodeOpening(b)
-		return err == nil
+		return err == nil || len(b) == 0
 	}); ok {
+		if len(b) == 0 {
+			return nil, ErrNoOpening
+		}
 		return o, nil
 	}
 	b, _, err := i.s.get(ctx, key, chunked.MaxOpening)
 	if errors.Is(err, upload.ErrNotExist) {
+		i.s.keep(key, nil) // it is stored with the version, or never
 		return nil, ErrNoOpening
 	}
 	if err != nil {
@@ -228,10 +263,15 @@ func (i *Image) OpenFirst(ctx context.Context, src chunked.Source, trouble func(
 	var o *chunked.Opening
 	var bad error
 	var asked sync.WaitGroup
-	asked.Go(func() { o, bad = i.Opening(ctx) })
+	asking, stop := context.WithCancel(ctx)
+	defer stop()
+	asked.Go(func() { o, bad = i.Opening(asking) })
 	key, err := i.recalledKey()
 	if err != nil {
 		key, err = i.IndexKey(ctx)
+	}
+	if err != nil {
+		stop() // an opening is of no use to who has no key
 	}
 	asked.Wait()
 	if err != nil {

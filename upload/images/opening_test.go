@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -206,5 +209,186 @@ func TestOpeningOfMuch(t *testing.T) {
 	}
 	if len(o.Objects) < 2 || len(o.Ranges) == 0 {
 		t.Errorf("it has %d objects and %d ranges", len(o.Objects), len(o.Ranges))
+	}
+}
+
+// TestOpeningAsked: making one asks for no object of the index twice.
+func TestOpeningAsked(t *testing.T) {
+	p := newPeople(t)
+	m := newMem()
+	pub, _ := opened(t, p, p.open(t, &actor{mem: m}, ""), "a b c d e f g h i j k l")
+	asked := map[string]int{}
+	objects := &actor{mem: m}
+	objects.before = func(o op) error {
+		if o.name == "get" {
+			asked[o.key]++
+		}
+		return nil
+	}
+	s := p.open(t, objects, "")
+	img, err := s.Resolve(t.Context(), "web@"+pub.Name.String(), images.ResolveOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := img.IndexKey(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(asked)
+	if _, err := s.PutOpening(t.Context(), pub, key, whole); err != nil {
+		t.Fatal(err)
+	}
+	index := 0
+	for k, n := range asked {
+		if strings.HasPrefix(k, chunked.IndexFolder) {
+			index++
+			if n > 1 {
+				t.Errorf("%s is asked for %d times", k, n)
+			}
+		}
+	}
+	if index < 4 {
+		t.Errorf("%d objects of the index are asked for", index)
+	}
+}
+
+// TestAdoptWithoutHints: that a boot trace or an opening cannot be read, or written, is told,
+// and the image is copied all the same.
+func TestAdoptWithoutHints(t *testing.T) {
+	p := newPeople(t)
+	m := newMem()
+	s := p.open(t, &actor{mem: m}, "")
+	pub, _ := opened(t, p, s, "a b c")
+	ref := "web@" + pub.Name.String()
+	denied := errors.New("denied")
+	deny := func(o op) error {
+		if strings.Contains(o.key, "/traces/") || strings.Contains(o.key, "/openings/") {
+			return denied
+		}
+		return nil
+	}
+	for _, side := range []string{"source", "destination"} {
+		from, to := &actor{mem: m}, &actor{mem: newMem()}
+		if side == "source" {
+			from.before = deny
+		} else {
+			to.before = deny
+		}
+		img, err := p.open(t, from, "").Resolve(t.Context(), ref, images.ResolveOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		there := p.open(t, to, "")
+		a, err := there.Adopt(t.Context(), img, images.AdoptOptions{Signer: p.signer})
+		if err != nil {
+			t.Fatalf("denied at the %s: %v", side, err)
+		}
+		if !errors.Is(a.Beside, denied) {
+			t.Errorf("denied at the %s: told of %v", side, a.Beside)
+		}
+		mustRead(t, there, ref, words("a b c"))
+	}
+	if a, err := p.open(t, &actor{mem: newMem()}, "").Adopt(t.Context(), resolve(t, s, ref), images.AdoptOptions{Signer: p.signer}); err != nil || a.Beside != nil {
+		t.Errorf("nothing is denied: %+v, %v", a, err)
+	}
+}
+
+func resolve(t *testing.T, s *images.Store, ref string) *images.Image {
+	t.Helper()
+	img, err := s.Resolve(t.Context(), ref, images.ResolveOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// stuck answers for no opening until who asks has lost patience.
+type stuck struct{ *actor }
+
+func (s *stuck) Get(ctx context.Context, key string, o upload.GetOptions) (io.ReadCloser, upload.Object, error) {
+	if strings.Contains(key, "/openings/") {
+		<-ctx.Done()
+		return nil, upload.Object{}, context.Cause(ctx)
+	}
+	return s.actor.Get(ctx, key, o)
+}
+
+// TestOpenFirstWithoutKey: who cannot open an image is told so, and does not wait for its opening.
+func TestOpenFirstWithoutKey(t *testing.T) {
+	p := newPeople(t)
+	m := newMem()
+	pub, _ := opened(t, p, p.open(t, &actor{mem: m}, ""), "a b c")
+	p.id = newIdentity(t)
+	s := p.open(t, &stuck{&actor{mem: m}}, "")
+	_, _, err := resolve(t, s, "web@"+pub.Name.String()).OpenFirst(t.Context(), s.Source(), func(err error) { t.Error(err) })
+	if err == nil {
+		t.Error("it is opened without its key")
+	}
+}
+
+// TestOpeningRemembered: that an image has no opening is asked once, and what is
+// remembered wrong of an index is remembered anew.
+func TestOpeningRemembered(t *testing.T) {
+	p := newPeople(t)
+	m := newMem()
+	state := t.TempDir()
+	pub, err := p.capture(t.Context(), p.open(t, &actor{mem: m}, ""), "web", words("a b c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := map[string]int{}
+	objects := &actor{mem: m}
+	objects.before = func(o op) error {
+		kind, _, _ := strings.Cut(strings.TrimPrefix(o.key, "images/web/"), "/")
+		asked[kind]++
+		return nil
+	}
+	o := p.options(state)
+	o.Remember = true
+	opened := func() {
+		t.Helper()
+		s, err := images.Open(objects, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clear(asked)
+		if _, _, err := resolve(t, s, "web@"+pub.Name.String()).OpenFirst(t.Context(), s.Source(), func(err error) { t.Error(err) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	opened()
+	if asked["openings"] != 1 || asked["index"] != 1 {
+		t.Errorf("at first the store is asked for %v", asked)
+	}
+	opened()
+	if asked["openings"]+asked["index"] != 0 {
+		t.Errorf("the second time it is asked for %v", asked)
+	}
+	changed := 0
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(filepath.WalkDir(state, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Base(filepath.Dir(name)) != "objects" {
+			return err
+		}
+		b, err := os.ReadFile(name)
+		if err != nil || chunked.NameOf(b) != pub.Manifest.Index.Root.Name {
+			return err
+		}
+		changed++
+		b[len(b)/2] ^= 1
+		return os.WriteFile(name, b, 0o600)
+	}))
+	if changed != 1 {
+		t.Fatalf("%d files have the index's root", changed)
+	}
+	for n, want := range []int{1, 0} {
+		if opened(); asked["index"] != want {
+			t.Errorf("time %d after it was damaged the store is asked for %v", n+1, asked)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -50,7 +51,7 @@ func (s *Store) keep(key string, b []byte) {
 		return
 	}
 	name := recalledFile(dir, key)
-	if have, err := os.Stat(name); err == nil && have.Size() == int64(len(b)) {
+	if have, err := os.ReadFile(name); err == nil && bytes.Equal(have, b) {
 		return
 	}
 	if os.MkdirAll(dir, 0o700) != nil || writeDurable(name, b) != nil {
