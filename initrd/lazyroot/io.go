@@ -91,7 +91,7 @@ func (d *Device) readImage(ctx context.Context, p []byte, off int64) error {
 	// What is at hand is no reason to ask a store for what lies around or ahead of it.
 	far := slices.IndexFunc(needed, func(e chunked.Extent) bool { return !d.img.held(&e.Chunk) })
 	if d.img.o.Around > 0 && far >= 0 {
-		if beside, err = d.around(ctx, &needed[far].Chunk, off, hits); err != nil {
+		if beside, err = d.around(ctx, &needed[far].Chunk, max(off, needed[far].Pos), hits); err != nil {
 			return fail(err)
 		}
 	}
