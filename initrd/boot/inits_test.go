@@ -146,7 +146,7 @@ func TestBootInits(t *testing.T) {
 		systems = append(
 			systems,
 			endingSystem{
-				name: "BusyBox, nobody writes", root: func(t testing.TB) string { return busyBoxRoot(t, false) }, target: 96 << 20, clean: true, late: true, ends: all,
+				name: "BusyBox and no writer", root: func(t testing.TB) string { return busyBoxRoot(t, false) }, target: 96 << 20, clean: true, late: true, ends: all,
 			},
 			endingSystem{
 				name: "OpenRC and sysvinit", root: func(t testing.TB) string { return openRCRoot(t, false) }, target: 448 << 20, login: true, clean: true, late: true, ends: all,
