@@ -19,7 +19,8 @@ import (
 type faulty struct {
 	*lazyCloud
 	down        time.Duration // from the first request on that comes after 6 MiB
-	lies        int           // so many answers, from 4 MiB on
+	lies        int           // so many answers, from 4 MiB on: of one range, for a single lie is not worth an alarm
+	lied        string        // that range
 	expire      []int64       // then its URLs do
 	never       int64         // from then on all is wrong
 	until       time.Time
@@ -49,14 +50,16 @@ func (f *faulty) start() {
 		if !strings.Contains(r.URL.Path, "/packs/") {
 			return false
 		}
+		asked := r.URL.Path + r.Header.Get("Range")
 		var first, last int
 		n, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last)
 		switch {
 		case n != 2 || err != nil:
 			return false
 		case f.never > 0 && f.served > f.never:
-		case f.lies > 0 && f.served > 4<<20:
+		case f.lies > 0 && f.served > 4<<20 && (f.lied == "" || f.lied == asked):
 			f.lies--
+			f.lied = asked
 		default:
 			return false
 		}
