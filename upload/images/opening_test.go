@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,19 +47,29 @@ func opened(t *testing.T, p *people, s *images.Store, blocks string) (*images.Pu
 	return pub, n
 }
 
+// inTurn has f see what is asked for, one after the other.
+func inTurn(f func(op)) func(op) error {
+	var mu sync.Mutex
+	return func(o op) error {
+		mu.Lock()
+		defer mu.Unlock()
+		f(o)
+		return nil
+	}
+}
+
 // first reads the disk of a version as who knows nothing of it does, and tells for what
 // the store was asked, and what of it was trouble.
 func first(t *testing.T, p *people, m *mem, ref string) (disk []byte, asked []string, trouble []error) {
 	t.Helper()
 	objects := &actor{mem: m}
-	objects.before = func(o op) error {
+	objects.before = inTurn(func(o op) {
 		kind, _, _ := strings.Cut(o.key, "/")
 		if kind == "images" {
 			kind = strings.Split(o.key, "/")[2]
 		}
 		asked = append(asked, kind)
-		return nil
-	}
+	})
 	s := p.open(t, objects, "")
 	img, err := s.Resolve(t.Context(), ref, images.ResolveOptions{})
 	if err != nil {
@@ -219,12 +230,11 @@ func TestOpeningAsked(t *testing.T) {
 	pub, _ := opened(t, p, p.open(t, &actor{mem: m}, ""), "a b c d e f g h i j k l")
 	asked := map[string]int{}
 	objects := &actor{mem: m}
-	objects.before = func(o op) error {
+	objects.before = inTurn(func(o op) {
 		if o.name == "get" {
 			asked[o.key]++
 		}
-		return nil
-	}
+	})
 	s := p.open(t, objects, "")
 	img, err := s.Resolve(t.Context(), "web@"+pub.Name.String(), images.ResolveOptions{})
 	if err != nil {
@@ -338,11 +348,10 @@ func TestOpeningRemembered(t *testing.T) {
 	}
 	asked := map[string]int{}
 	objects := &actor{mem: m}
-	objects.before = func(o op) error {
+	objects.before = inTurn(func(o op) {
 		kind, _, _ := strings.Cut(strings.TrimPrefix(o.key, "images/web/"), "/")
 		asked[kind]++
-		return nil
-	}
+	})
 	o := p.options(state)
 	o.Remember = true
 	opened := func() {
