@@ -24,7 +24,7 @@ var ErrNoOpening = errors.New("the image has no opening")
 const (
 	openingBytes = 1 << 20
 	openingShare = 8
-	openingLeast = 64 << 10
+	openingLeast = 32 << 10
 	openingRow   = 32 + 2*binary.MaxVarintLen32 // what it says of each range or object, at most
 )
 
