@@ -195,7 +195,9 @@ func runCatalogServe(ctx context.Context, a *app, o *catalogServeOptions) (err e
 		return err
 	}
 	defer accounts.keep(ctx)()
-	k, err := a.openCatalog(ctx, &o.imageStore, o.sign, !o.readOnly)
+	k, err := a.openCatalog(ctx, &o.imageStore, o.sign, !o.readOnly, func(c *catalog.Options) {
+		c.Missed = func(err error) { log.Warn().Err(err).Msg("the image is available without it") }
+	})
 	if err != nil {
 		return err
 	}

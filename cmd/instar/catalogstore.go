@@ -50,6 +50,7 @@ func (a *app) openCatalog(ctx context.Context, o *imageStore, sign string, chang
 		return nil, errors.Join(err, k.close())
 	}
 	co := catalog.Options{Trust: trust, Signer: k.signer, State: a.stateDir(), Images: stored, Bucket: a.catalogBucket(o), Folder: a.catalogFolder(o)}
+	co.Missed = func(err error) { a.ui.Warn(err.Error(), nil) }
 	for _, f := range more {
 		f(&co)
 	}

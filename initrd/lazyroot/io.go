@@ -140,11 +140,11 @@ func (d *Device) around(ctx context.Context, c *chunked.Chunk, off int64, but ma
 			beside = append(beside, e)
 		}
 	}
-	return d.oneRange(c, d.missing(beside)), nil
+	return oneRange(c, d.missing(beside)), nil
 }
 
 // oneRange leaves of extents those that a range with c in it has room for.
-func (d *Device) oneRange(c *chunked.Chunk, list []chunked.Extent) []chunked.Extent {
+func oneRange(c *chunked.Chunk, list []chunked.Extent) []chunked.Extent {
 	slices.SortStableFunc(list, func(a, b chunked.Extent) int { return cmp.Compare(a.Chunk.At.Offset, b.Chunk.At.Offset) })
 	right, _ := slices.BinarySearchFunc(list, c.At.Offset, func(e chunked.Extent, off int64) int { return cmp.Compare(e.Chunk.At.Offset, off) })
 	left := right - 1

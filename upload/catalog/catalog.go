@@ -79,6 +79,10 @@ type Options struct {
 	// which a directory does not have.
 	Folder string
 
+	// Missed is told why what only helps, a boot trace or an opening, did not come
+	// along with an image that is copied or restored; nil: nobody is. It may be called concurrently.
+	Missed func(error)
+
 	// Now is this machine's clock; nil is time.Now.
 	Now func() time.Time
 

@@ -211,8 +211,10 @@ func (c *Catalog) copyInstar(ctx context.Context, call Call, m *Image, from *Cat
 // digest. Whoever may copy or restore is not thereby who says what the image's
 // name stands for here, nor that it stands for anything again.
 func (c *Catalog) adopt(ctx context.Context, img *images.Image, what string, progress func(done, total int64)) error {
-	_, err := c.opt.Images.Adopt(ctx, img, images.AdoptOptions{Signer: c.opt.Signer, Behind: true, Progress: progress})
+	a, err := c.opt.Images.Adopt(ctx, img, images.AdoptOptions{Signer: c.opt.Signer, Behind: true, Progress: progress})
 	switch {
+	case err == nil && a.Beside != nil && c.opt.Missed != nil:
+		c.opt.Missed(fmt.Errorf("image %s is copied without what lies beside it: %w", img.Manifest.Name, a.Beside))
 	case errors.Is(err, images.ErrDamaged):
 		return &Error{Code: CodeManifest, Message: what + " is damaged", Err: err}
 	case errors.Is(err, chunked.ErrDeleted):

@@ -357,8 +357,13 @@ func (a *adoption) hints(ctx context.Context) (failed error) {
 		}},
 	} {
 		b, _, err := a.from.get(ctx, hint.key, hint.limit)
-		if errors.Is(err, upload.ErrNotExist) || err == nil && hint.good(b) != nil {
+		if errors.Is(err, upload.ErrNotExist) {
 			continue
+		}
+		if err == nil {
+			if err = hint.good(b); err != nil {
+				err = fmt.Errorf("%s/%s: %w", a.from, hint.key, err)
+			}
 		}
 		if err == nil {
 			err = a.s.putIf(ctx, hint.key, b, "")
